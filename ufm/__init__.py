@@ -1,0 +1,1 @@
+"""A theory lab for neural collapse."""

@@ -1,0 +1,1 @@
+"""Where theory, numerics and measurement meet: claims, records, figures."""

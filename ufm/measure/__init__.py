@@ -1,0 +1,1 @@
+"""What is observed: collapse metrics of features from anywhere."""

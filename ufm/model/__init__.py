@@ -1,0 +1,1 @@
+"""What is studied: the unconstrained features model, its losses and its geometry."""

@@ -1,0 +1,1 @@
+"""Real networks on real images."""

@@ -1,0 +1,1 @@
+"""What is computed: solvers for any scalar function of any pytree."""
