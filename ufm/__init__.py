@@ -1,1 +1,31 @@
-"""A theory lab for neural collapse."""
+"""A theory lab for neural collapse: what is known, what is computed and what is measured, side by side."""
+
+from ufm.lab.compare import compare as compare
+from ufm.lab.compare import problem_of_features as problem_of_features
+from ufm.lab.optimum import global_minimiser as global_minimiser
+from ufm.lab.optimum import optimal_value as optimal_value
+from ufm.measure.collapse import Collapse as Collapse
+from ufm.measure.collapse import collapse_metrics as collapse_metrics
+from ufm.measure.collapse import collapse_metrics_stream as collapse_metrics_stream
+from ufm.measure.features import Features as Features
+from ufm.measure.features import load_features as load_features
+from ufm.measure.features import save_features as save_features
+from ufm.model.geometry import simplex_etf as simplex_etf
+from ufm.model.losses import CrossEntropy as CrossEntropy
+from ufm.model.losses import Loss as Loss
+from ufm.model.problem import Params as Params
+from ufm.model.problem import Problem as Problem
+from ufm.model.problem import balanced as balanced
+from ufm.model.problem import class_mean_problem as class_mean_problem
+from ufm.model.problem import imbalanced as imbalanced
+from ufm.model.problem import init as init
+from ufm.model.problem import objective as objective
+from ufm.model.problem import tie_features as tie_features
+from ufm.numerics.minimise import Solution as Solution
+from ufm.numerics.minimise import Status as Status
+from ufm.numerics.minimise import minimise as minimise
+from ufm.numerics.newton import polish as polish
+from ufm.theory.certificate import Certificate as Certificate
+from ufm.theory.certificate import Verdict as Verdict
+from ufm.theory.certificate import certify as certify
+from ufm.theory.optimum import collapse_threshold as collapse_threshold

@@ -1,0 +1,138 @@
+"""A run is a folder in open formats, written whole or not at all, and never over another."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "equinox", "optax")
+
+
+def create_folder(folder: str | os.PathLike[str]) -> Path:
+    """A new folder for a run.
+
+    Raises:
+        ValueError: if it exists already or cannot be made; a run is never overwritten.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=False)
+    except FileExistsError as error:
+        raise ValueError(f"{path} exists already: a run is never overwritten, name another folder") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made ({error.strerror}): name a writable folder") from error
+    return path
+
+
+def write_run(
+    folder: str | os.PathLike[str],
+    config: Any,
+    summary: Mapping[str, Any],
+    arrays: Mapping[str, Any] | None = None,
+) -> Path:
+    """A finished run: config.json, summary.json and, if there are arrays, arrays.npz, in a new folder.
+
+    The folder appears under its name only when complete.
+
+    Raises:
+        ValueError: if the folder exists already or cannot be written.
+    """
+    path = Path(folder)
+    partial = create_folder(path.with_name(f".{path.name}.{os.getpid()}.part"))
+    if path.exists():
+        partial.rmdir()
+        create_folder(path)
+    write_json(partial / "config.json", as_json(config))
+    write_json(partial / "summary.json", {**as_json(summary), **provenance()})
+    if arrays:
+        write_arrays(partial / "arrays.npz", arrays)
+    partial.rename(path)
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file whole."""
+    _replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Replace an .npz file of plain arrays whole."""
+    with tempfile.TemporaryFile() as file:
+        np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+        file.seek(0)
+        _replace(path, file.read())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: is {Path(path).parent} the folder of a run?") from error
+
+
+def as_json(x: Any) -> Any:
+    """Dataclasses, arrays, enums and numbers as JSON values; NaN and infinities as their names."""
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: as_json(getattr(x, f.name)) for f in dataclasses.fields(x)}
+    if isinstance(x, Mapping):
+        return {str(k): as_json(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [as_json(v) for v in x]
+    if isinstance(x, np.ndarray | np.generic | jax.Array):
+        return as_json(np.asarray(x).tolist())
+    if isinstance(x, float) and not np.isfinite(x):
+        return str(x)
+    return x if x is None or isinstance(x, bool | int | float | str) else str(x)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, hardware and git revision of what made a record."""
+    device = jax.devices()[0]
+    return {
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": f"{device.platform} {device.device_kind}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _revision() -> str | None:
+    """The git revision of the source, with "+" if the tree has changes; None outside a checkout."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written ({error.strerror}): name a writable folder") from error

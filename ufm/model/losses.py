@@ -1,0 +1,60 @@
+"""Losses on logits, each with the convex conjugate that its duality gap needs."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlog1py, xlogy
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+
+class Loss(eqx.Module):
+    """A loss ℓ(z; y) of logits z ∈ R^K, convex in z, for one-hot targets y."""
+
+    @abc.abstractmethod
+    def __call__(self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, " N"]:
+        """ℓ(z_i; y_i) for every column i, unweighted."""
+
+    @abc.abstractmethod
+    def conjugate(self, R: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, " N"]:
+        """ℓ*(r_i; y_i) = sup_z ⟨r_i, z⟩ − ℓ(z; y_i) for every column; its domain is the caller's to keep."""
+
+    @abc.abstractmethod
+    def mean_hessian(
+        self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"], weights: Float[Array, " N"]
+    ) -> Float[Array, "K K"]:
+        """Σ_i w_i ∇²ℓ(z_i; y_i)."""
+
+    def residual(self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, "K N"]:
+        """∇ℓ(z_i; y_i) for every column; softmax − one-hot for cross-entropy."""
+        return jax.grad(lambda z: jnp.sum(self(z, Y)))(logits)
+
+
+class CrossEntropy(Loss):
+    """ℓ(z; y) = log Σ_j exp(z_j − z_y), in nats.
+
+    Written as log1p of the wrong classes' share, so that values and residuals keep full *relative* accuracy
+    when the margin is large (λ → 0): the true class's residual is −Σ_{j≠y} p_j, never 1 − p_y.
+    """
+
+    def __call__(self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, " N"]:
+        """log Σ_j exp(z_j − z_y) for every column."""
+        gap = logits - jnp.sum(Y * logits, axis=0)
+        top = jax.lax.stop_gradient(jnp.max(gap, axis=0))
+        wrong = jnp.sum((1 - Y) * jnp.exp(gap - top), axis=0)
+        return top + jnp.log1p(wrong + jnp.expm1(-top))
+
+    def conjugate(self, R: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, " N"]:
+        """Σ_k q_k log q_k with q = r + y in the simplex, 0 log 0 = 0 (THEORY 8.1)."""
+        wrong = (1 - Y) * R
+        true = jnp.sum(Y * R, axis=0)
+        return jnp.sum(xlogy(wrong, wrong), axis=0) + xlog1py(1 + true, true)
+
+    def mean_hessian(
+        self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"], weights: Float[Array, " N"]
+    ) -> Float[Array, "K K"]:
+        """Σ_i w_i (diag p_i − p_i p_iᵀ) with p the softmax."""
+        p = jax.nn.softmax(logits, axis=0)
+        return jnp.diag(p @ weights) - (p * weights) @ p.T

@@ -1,0 +1,155 @@
+"""How far any point is from the global optimum, and why: convex duality at a point (THEORY 0 and 8.1)."""
+
+import enum
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ufm.model.problem import Params, Problem, is_concrete, logits, objective
+from ufm.theory.duality import dual_value, norm_rounding, sample_gradient, top_singular_pair, value_rounding
+from ufm.theory.escape import escape
+
+
+class Verdict(enum.IntEnum):
+    """What a certificate claims; never more than was shown."""
+
+    UNDECIDED = 0
+    GLOBAL = 1
+    STRICT_SADDLE = 2
+    NOT_CRITICAL = 3
+
+
+class Certificate(eqx.Module):
+    """What convex duality proves at a point: f* ≥ value − gap − rounding.
+
+    Attributes:
+        value: f at the point, nats.
+        gap: value − D, with D the dual value (lower bound on f*), nats.
+        rounding: a bound on what floating point can have changed in the gap; f − f* ≤ gap + rounding.
+        dual_norm: ‖∇_Z g‖₂ at the point, per-sample columns.
+        threshold: s = √(λ_W λ_H); a critical point is global iff dual_norm ≤ threshold (d ≥ K − 1).
+        grad_norm: ‖∇f‖ at the point, over (W, H, b) with every sample's own column.
+        code: the Verdict as an integer, an array under vmap; `verdict` names it.
+        direction: unit direction of the escape (full-size norm), zero rows where nothing escapes.
+        predicted_curvature: its exact Hessian eigenvalue at a critical point with a null vector (THEORY 0, CURV).
+        measured_curvature: the Hessian's quadratic form along it, by automatic differentiation.
+        drop: the largest f(point) − f(point + τ direction) over a geometric grid of τ; ≥ 0.
+    """
+
+    value: Float[Array, ""]
+    gap: Float[Array, ""]
+    rounding: Float[Array, ""]
+    dual_norm: Float[Array, ""]
+    threshold: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    code: Int[Array, ""]
+    direction: Params
+    predicted_curvature: Float[Array, ""]
+    measured_curvature: Float[Array, ""]
+    drop: Float[Array, ""]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of a single certificate."""
+        return Verdict(int(self.code))
+
+
+def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: float = 1e-6) -> Certificate:
+    """f − f* ≤ gap at any point, critical or not, for any class counts; and what kind of point it is.
+
+    The bound is the Fenchel dual of min g(Z, b) + s‖Z‖_* + λ_b/2 ‖b‖² at the point's own softmax residual with
+    the best bias, shrunk until its spectral norm is at most s. It costs one pass over the K×N logits, Newton's
+    method in the K biases and a K×K eigenproblem; the escape direction adds an SVD of W.
+
+    Verdicts:
+        GLOBAL: gap + rounding ≤ tol · f, so f exceeds f* by no more than that.
+        STRICT_SADDLE: the gradient is at most grad_tol of the size of its terms, the dual norm exceeds s by ten
+            times what the remaining gradient could explain, and f curves down and falls along `direction`.
+        NOT_CRITICAL: neither, and the gradient is larger than that.
+        UNDECIDED: anything else; the gap still holds.
+
+    Rounding: `rounding` bounds what float arithmetic (with exp and log good to an ulp) can have changed in gap, summed
+    from duality.dual_value, norm_rounding and value_rounding: about (N + K + d) eps of f, and the logits' own error
+    times the probability of a wrong class. In float64 it is 1e-14 f for a hundred samples and 1e-10 f for a million;
+    it is a bound on rounding, not interval arithmetic.
+
+    Args:
+        problem: the model; its λ's may be traced.
+        params: any finite point of matching shapes.
+        tol: relative gap below which a point counts as global.
+        grad_tol: relative gradient below which a point counts as critical.
+
+    Raises:
+        ValueError: if shapes do not match or entries are not finite.
+
+    Source: THEORY 8.1 and 0, derived for this project.
+    """
+    check_point(problem, params)
+    return _certify(problem, params, tol, grad_tol)
+
+
+def check_point(problem: Problem, params: Params) -> None:
+    """Refuse a point of the wrong shapes or with entries that are not finite."""
+    K, N = problem.Y.shape
+    wanted = {"W": (K, problem.d), "H": (problem.d, N), "b": (K,)}
+    for name, shape in wanted.items():
+        value = getattr(params, name)
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} for this problem, got {value.shape}")
+        if is_concrete(value) and not np.isfinite(value).all():
+            raise ValueError(f"{name} must be finite; it holds NaN or infinite entries")
+
+
+@jax.jit
+def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certificate:
+    value, grad = jax.value_and_grad(lambda x: objective(problem, x))(params)
+    dual, dual_rounding = dual_value(problem, params)
+    R = problem.loss.residual(logits(problem, params), problem.Y)
+    gap, rounding = value - dual, dual_rounding + value_rounding(problem, params, R, value)
+    G = sample_gradient(problem, R)
+    sigma = top_singular_pair(G)[0]
+    grad_norm = full_norm(problem, grad, dual=True)
+    is_global = gap + rounding <= tol * value
+    is_critical = grad_norm <= grad_tol * _gradient_scale(problem, params, R)
+    exceeds = sigma * (1 - norm_rounding(G, sigma)) - problem.s > 10 * _stray(problem, params, grad_norm)
+    way = jax.lax.cond(
+        ~is_global & is_critical & exceeds,
+        lambda: escape(problem, params, R),
+        lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(escape, problem, params, R)),
+    )
+    falls = (way.measured < way.predicted / 2) & (way.drop > 2 * rounding)
+    code = jnp.select(
+        [is_global, ~is_critical, exceeds & falls],
+        [Verdict.GLOBAL, Verdict.NOT_CRITICAL, Verdict.STRICT_SADDLE],
+        Verdict.UNDECIDED,
+    )
+    return Certificate(value, gap, rounding, sigma, problem.s, grad_norm, code,
+                       way.direction, way.predicted, way.measured, way.drop)  # fmt: skip
+
+
+def full_norm(problem: Problem, x: Params, *, dual: bool = False) -> Float[Array, ""]:
+    """‖x‖ with every sample's own column counted; for a gradient (dual) columns share it, so ω divides."""
+    weight = 1 / problem.multiplicity if dual else problem.multiplicity
+    return jnp.sqrt(jnp.sum(x.W**2) + jnp.sum(weight * x.H**2) + problem.use_bias * jnp.sum(x.b**2))
+
+
+def _gradient_scale(problem: Problem, params: Params, R: Float[Array, "K N"]) -> Float[Array, ""]:
+    """The size of the terms that cancel in ∇f at a critical point."""
+    H_norm = jnp.sqrt(jnp.sum(problem.multiplicity * params.H**2))
+    fit = problem.multiplicity @ jnp.linalg.norm(R, axis=0) / problem.total
+    return (
+        problem.lam_W * jnp.linalg.norm(params.W)
+        + problem.lam_H * H_norm
+        + problem.use_bias * (fit + problem.lam_b * jnp.linalg.norm(params.b))
+    )
+
+
+def _stray(problem: Problem, params: Params, grad_norm: Float[Array, ""]) -> Float[Array, ""]:
+    """How much ‖∇_Z g‖₂ can differ at a critical point ‖∇f‖ / min(λ_W, λ_H) away, for ‖∇²ℓ‖₂ ≤ 1/2 (cross-entropy)."""
+    H_norm = jnp.sqrt(jnp.sum(problem.multiplicity * params.H**2))
+    slope = (jnp.linalg.norm(params.W) + H_norm + jnp.sqrt(problem.total)) / (2 * problem.total)
+    return slope * grad_norm / jnp.minimum(problem.lam_W, problem.lam_H)

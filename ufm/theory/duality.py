@@ -1,0 +1,103 @@
+"""A lower bound on f* from any point, by Fenchel duality of the convex form (THEORY 8.1)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ufm.model.problem import Params, Problem
+from ufm.theory.bias import optimal_bias
+
+
+def sample_gradient(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
+    """∇_Z g with every sample's own column, as a matrix of the same singular values: √ω_i r_i / N."""
+    return R * jnp.sqrt(problem.multiplicity) / problem.total
+
+
+def top_singular_pair(
+    G: Float[Array, "K N"],
+) -> tuple[Float[Array, ""], Float[Array, " K"], Float[Array, " N"]]:
+    """σ, u, v with σ = ‖G‖₂, Gv = σu, from the K×K Gram matrix; v = 0 if σ = 0."""
+    values, vectors = jnp.linalg.eigh(G @ G.T)
+    sigma = jnp.sqrt(jnp.maximum(values[-1], 0))
+    v = vectors[:, -1] @ G
+    return sigma, vectors[:, -1], v / jnp.where(sigma > 0, sigma, 1)
+
+
+def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """D(Λ) = −g*(Λ) − ‖Λ1‖²/(2λ_b) ≤ f* at the feasible Λ nearest the point, and a bound on its rounding, in nats.
+
+    The rounding counts N + K + 8 terms in each sum of one sign, and for ‖Λ‖₂ the fraction norm_rounding: D is concave
+    and 0 at Λ = 0, so shrinking Λ by a fraction costs at most that fraction of D. In a free bias what rounding leaves
+    of Λ1 costs ‖Λ1‖₁ max |log Q|.
+
+    Λ = θ (P − Y)/N with P the softmax at the point's WH and the best bias for it; θ ≤ 1 shrinks it to ‖Λ‖₂ ≤ s. A
+    free bias (λ_b = 0) needs Λ1 = 0 exactly, so what Newton's method left of it is moved between classes first.
+    """
+    Z = params.W @ params.H
+    logits = Z
+    if problem.use_bias:
+        logits = Z + optimal_bias(problem, Z, params.b)[:, None]
+    R = problem.loss.residual(logits, problem.Y)
+    free = problem.use_bias & (problem.lam_b == 0)
+    R = R + jnp.where(free, _rebalancing(problem, R), 0)
+    G = sample_gradient(problem, R)
+    sigma = top_singular_pair(G)[0]
+    overshoot = jnp.max(-jnp.sum(problem.Y * R, axis=0))
+    R = R / jnp.max(jnp.stack([jnp.ones_like(sigma), sigma / problem.s, overshoot]))
+    bias_cost, bias_rounding = _bias_terms(problem, R, logits)
+    dual = -jnp.asarray(problem.multiplicity @ problem.loss.conjugate(R, problem.Y)) / problem.total - bias_cost
+    sums = sum(problem.Y.shape) + 8
+    relative = sums * jnp.finfo(R.dtype).eps + norm_rounding(G, sigma)
+    return dual, relative * jnp.abs(dual) + bias_rounding
+
+
+def _mean_residual(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, " K"]:
+    """Λ1, the gradient that the bias sees."""
+    return R @ problem.multiplicity / problem.total
+
+
+def _rebalancing(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
+    """What makes Λ1 = 0 when added: a class with too much mass gives from its own samples to those with too little."""
+    r = _mean_residual(problem, R)
+    excess, lack = jnp.maximum(r, 0), jnp.maximum(-r, 0)
+    received = jnp.outer(lack, excess) / jnp.where(jnp.sum(excess) > 0, jnp.sum(excess), 1)
+    given = (received - jnp.diag(excess)) * problem.total / problem.counts
+    return given @ problem.Y
+
+
+def _bias_terms(
+    problem: Problem, R: Float[Array, "K N"], logits: Float[Array, "K N"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """‖Λ1‖²/(2λ_b), 0 for a free or absent bias, and the effect of rounding in Λ1 on the dual value."""
+    if not problem.use_bias:
+        return jnp.zeros(()), jnp.zeros(())
+    r = _mean_residual(problem, R)
+    size = jnp.linalg.norm(_mean_residual(problem, jnp.abs(R)))
+    error = logits.shape[1] * jnp.finfo(R.dtype).eps * size
+    lam = jnp.where(problem.lam_b > 0, problem.lam_b, 1)
+    cost = jnp.where(problem.lam_b > 0, jnp.sum(r**2) / (2 * lam), 0)
+    slope = 2 * jnp.max(jnp.abs(logits)) + jnp.log(problem.K)
+    free = (jnp.sum(jnp.abs(r)) + error * jnp.sqrt(problem.K)) * slope
+    return cost, jnp.where(problem.lam_b > 0, error * (jnp.linalg.norm(r) + error) / lam, free)
+
+
+def value_rounding(
+    problem: Problem, params: Params, R: Float[Array, "K N"], value: Float[Array, ""]
+) -> Float[Array, ""]:
+    """A bound on |computed f − f|, R the residual at the point.
+
+    Sums of terms of one sign round relatively. A logit's error e changes ℓ by at most 2e times the wrong classes'
+    probability on the way, which is at most exp(2e) times the one at the point.
+    """
+    K, N = problem.Y.shape
+    eps = jnp.finfo(value.dtype).eps
+    size = jnp.abs(params.W) @ jnp.abs(params.H) + jnp.abs(params.b)[:, None]
+    error = (problem.d + 2) * eps * jnp.max(size, axis=0)
+    wrong = jnp.minimum(1, -jnp.sum(problem.Y * R, axis=0) * jnp.exp(2 * error))
+    return eps * (N + K + problem.d + 8) * value + problem.multiplicity @ (2 * error * wrong) / problem.total
+
+
+def norm_rounding(G: Float[Array, "K N"], sigma: Float[Array, ""]) -> Float[Array, ""]:
+    """A relative bound on the rounding of ‖G‖₂ from the Gram matrix of G and its eigensolver."""
+    K, N = G.shape
+    spread = jnp.sum(G**2) / jnp.where(sigma > 0, sigma**2, 1)
+    return jnp.finfo(G.dtype).eps * (N + 10 * K) * spread

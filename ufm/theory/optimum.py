@@ -1,0 +1,94 @@
+"""The balanced optimum in closed form, and the thresholds at which everything collapses (THEORY 1.2, 1.5)."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.model.geometry import simplex_etf
+from ufm.model.losses import CrossEntropy
+from ufm.model.problem import Params, Problem, is_concrete, tie_features
+from ufm.theory.bias import optimal_bias
+
+Scalar = float | int | Float[Array | np.ndarray, ""]
+
+
+def is_balanced(problem: Problem) -> bool:
+    """Whether every class has the same number of samples.
+
+    Raises:
+        ValueError: if the counts are traced; build the problem inside the traced function, from plain integers.
+    """
+    if not (is_concrete(problem.Y) and is_concrete(problem.multiplicity)):
+        raise ValueError("Y is traced, so its class counts are unknown; build the problem inside the traced function")
+    return bool(np.ptp(np.asarray(problem.counts)) == 0)
+
+
+def wrong_class_probability(n: Scalar, s: Scalar) -> Float[Array, ""]:
+    """q* = √n s, the softmax probability of each wrong class at a nonzero optimum (THEORY 1.2)."""
+    return jnp.sqrt(n) * s
+
+
+def margin(K: int, n: Scalar, s: Scalar) -> Float[Array, ""]:
+    """t = log(1/q* − K + 1), the logit gap z_y − z_j at the optimum; 0 from the threshold K q* = 1 on (THEORY 1.2)."""
+    q = wrong_class_probability(n, s)
+    return jnp.log1p(jnp.maximum(0, 1 - K * q) / q)
+
+
+def balanced_minimiser(problem: Problem) -> Params:
+    """The global minimiser for equal class counts: H collapsed on a simplex ETF, W = H̄ᵀ/c, b = 0 (THEORY 1.2).
+
+    It is unique up to a common isometry of R^d, and up to a multiple of 1 in a free bias. Any λ's may be traced.
+
+    Raises:
+        ValueError: if counts are unequal or traced, the loss is not cross-entropy, or d < K − 1.
+
+    Source: THEORY 1.2, derived for this project; zhu2021, Theorem 3.1 for the geometry; guo2024 published a
+    closed form first.
+    """
+    K, n = problem.K, _class_size(problem)
+    t = margin(K, n, problem.s)
+    M = simplex_etf(K, problem.d)
+    ratio = jnp.sqrt(problem.lam_H / problem.lam_W)
+    alpha = jnp.sqrt(t * ratio) * n**0.25
+    beta = jnp.sqrt(t / ratio) / n**0.25
+    return Params(alpha * M, beta * M.T @ problem.Y, jnp.zeros(K, alpha.dtype))
+
+
+def balanced_value(problem: Problem) -> Float[Array, ""]:
+    """f* = log(1 + (K−1)e^{−t}) + (K−1) t q*, in nats, for equal class counts (THEORY 1.2).
+
+    Raises:
+        ValueError: as balanced_minimiser does.
+    """
+    K, n = problem.K, _class_size(problem)
+    t = margin(K, n, problem.s)
+    return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * wrong_class_probability(n, problem.s)
+
+
+def _class_size(problem: Problem) -> float:
+    if not isinstance(problem.loss, CrossEntropy):
+        raise ValueError(f"loss must be CrossEntropy for the closed form, got {type(problem.loss).__name__}")
+    if not is_balanced(problem):
+        raise ValueError(f"counts must be equal for the closed form, got {problem.counts.tolist()}")
+    check_dimension(problem)
+    return float(problem.counts[0])
+
+
+def check_dimension(problem: Problem) -> None:
+    """Refuse d < K − 1, where the optimum is not that of the convex problem (NUC)."""
+    if problem.d < problem.K - 1:
+        raise ValueError(f"d must be at least K - 1 = {problem.K - 1} for the global optimum, got {problem.d}")
+
+
+def collapse_threshold(problem: Problem) -> Float[Array, ""]:
+    """The s = √(λ_W λ_H) from which on W = H = 0 is the global minimiser: ‖∇_Z g(0, b)‖₂ at the best b.
+
+    1/(K√n) for equal counts; √λ_max(P D P)/N without bias; ‖(p̂1ᵀ − I)D^{1/2}‖₂/N with a free one, p̂ = n_k/N.
+
+    Source: THEORY 1.5 and 0 (the certificate at the origin); λ_b > 0 by the same argument at its best bias.
+    """
+    zero = jnp.zeros((problem.K, problem.K))
+    tied = tie_features(problem)
+    b = optimal_bias(tied, zero, zero[0]) if problem.use_bias else zero[0]
+    G = tied.loss.residual(zero + b[:, None], tied.Y) * jnp.sqrt(tied.multiplicity) / tied.total
+    return jnp.linalg.norm(G, 2)
