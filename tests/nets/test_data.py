@@ -77,9 +77,7 @@ def test_digits_split_is_a_stratified_partition_of_scikit_learns():
     assert abs(train.x.mean(dtype=float)) < FLOAT32_TOL
     assert abs(train.x.std(dtype=float) - 1) < FLOAT32_TOL
     whole = load_digits()
-    np.testing.assert_array_equal(
-        np.bincount(test.labels), np.bincount(whole.target) // 5
-    )  # every fifth image of each class
+    assert list(np.bincount(test.labels)) == list(np.bincount(whole.target) // 5)
     both = np.concatenate([train.x, test.x])[..., 0]
     scale = np.ptp(whole.images) / np.ptp(both)
     pixels = np.rint((both - both.min()) * scale)
@@ -126,13 +124,11 @@ def test_each_folder_is_searched(place, zipped, tmp_path, monkeypatch):
 
 def test_earlier_folders_win_and_files_of_two_folders_never_mix(tmp_path, monkeypatch):
     monkeypatch.setenv("UFM_DATA", str(tmp_path / "data"))
-    places = ["system/mnist", "cache/ufm/mnist", "data", "data/mnist"]
-    for seed, place in enumerate(places):
-        _write(tmp_path / place, _tiny_idx(seed)) if place != "data/mnist" else None
-        latest = min(seed, 2)
-        np.testing.assert_array_equal(load("mnist", "test").labels, _tiny_idx(latest)["t10k-labels-idx1-ubyte"])
-    (tmp_path / "data" / "train-images-idx3-ubyte").unlink()
-    np.testing.assert_array_equal(load("mnist", "test").labels, _tiny_idx(1)["t10k-labels-idx1-ubyte"])
+    for seed, place in enumerate(["system/mnist", "cache/ufm/mnist", "data", "data/mnist"]):
+        _write(tmp_path / place, _tiny_idx(seed))
+        np.testing.assert_array_equal(load("mnist", "test").labels, _tiny_idx(seed)["t10k-labels-idx1-ubyte"])
+    (tmp_path / "data" / "mnist" / "train-images-idx3-ubyte").unlink()
+    np.testing.assert_array_equal(load("mnist", "test").labels, _tiny_idx(2)["t10k-labels-idx1-ubyte"])
 
 
 def test_default_cache_is_below_home(monkeypatch, tmp_path):
@@ -323,4 +319,3 @@ def test_real_fashion_mnist_has_6000_training_and_1000_test_images_of_each_class
     assert train.x.shape[1:] == test.x.shape[1:] == (28, 28, 1)
     assert abs(train.x.mean(dtype=float)) < FLOAT32_TOL
     assert abs(train.x.std(dtype=float) - 1) < FLOAT32_TOL
-    assert list(train.labels[:10]) == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]  # as printed in the data set's own tutorials

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-CHUNK = 512  # samples cast to float64 at a time
+CHUNK = 2048  # samples cast to float64 at a time
 
 Batches = Iterable[tuple[Any, Any]] | Callable[[], Iterable[tuple[Any, Any]]]
 
@@ -103,13 +103,13 @@ def spread_about(
     counts, squares, along, hits = np.zeros(K), np.zeros(K), np.zeros(V.shape[1]), np.zeros(2, int)
     for X, y in _chunks(batches, K, d):
         X -= means.origin[:, None]
+        deviations = X - means.offsets[:, y]
+        counts += np.bincount(y, minlength=K)
+        squares += np.bincount(y, weights=(deviations**2).sum(0), minlength=K)
+        along += ((V.T @ deviations) ** 2).sum(1)
         X -= centre[:, None]
         nearest, logits = (M.T @ X - reach).argmax(0), W @ X + base
         hits += [((logits + shift).argmax(0) == nearest).sum() for shift in (b[:, None], 0.0)]
-        X -= M[:, y]
-        counts += np.bincount(y, minlength=K)
-        squares += np.bincount(y, weights=np.einsum("ij,ij->j", X, X), minlength=K)
-        along += ((V.T @ X) ** 2).sum(1)
     if (counts != means.counts).any():
         first, second = int(means.counts.sum()), int(counts.sum())
         raise ValueError(

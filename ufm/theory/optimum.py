@@ -28,9 +28,8 @@ def wrong_class_probability(n: Scalar, s: Scalar) -> Float[Array, ""]:
     return jnp.sqrt(n) * s
 
 
-def margin(K: int, n: Scalar, s: Scalar) -> Float[Array, ""]:
-    """t = log(1/q* − K + 1), the logit gap z_y − z_j at the optimum; 0 from the threshold K q* = 1 on (THEORY 1.2)."""
-    q = wrong_class_probability(n, s)
+def margin(K: int, q: Scalar) -> Float[Array, ""]:
+    """t = log(1/q − K + 1), the logit gap of which each of K − 1 wrong classes gets probability q; 0 if K q ≥ 1."""
     return jnp.log1p(jnp.maximum(0, 1 - K * q) / q)
 
 
@@ -45,13 +44,15 @@ def balanced_minimiser(problem: Problem) -> Params:
     Source: THEORY 1.2, derived for this project; zhu2021, Theorem 3.1 for the geometry; guo2024 published a
     closed form first.
     """
-    K, n = problem.K, _class_size(problem)
-    t = margin(K, n, problem.s)
-    M = simplex_etf(K, problem.d)
-    ratio = jnp.sqrt(problem.lam_H / problem.lam_W)
-    alpha = jnp.sqrt(t * ratio) * n**0.25
-    beta = jnp.sqrt(t / ratio) / n**0.25
-    return Params(alpha * M, beta * M.T @ problem.Y, jnp.zeros(K, alpha.dtype))
+    t = margin(problem.K, wrong_class_probability(class_size(problem), problem.s))
+    return frame_point(problem, simplex_etf(problem.K, problem.d), t)
+
+
+def frame_point(problem: Problem, M: Float[np.ndarray, "K d"], t: Float[Array, ""]) -> Params:
+    """W ∝ M and h_i ∝ row y_i of M, balanced (λ_W WᵀW = λ_H HHᵀ), with logits Z = t M Mᵀ Y for equal class counts."""
+    root = jnp.sqrt(t)
+    ratio = (class_size(problem) * problem.lam_H / problem.lam_W) ** 0.25
+    return Params(root * ratio * M, root / ratio * M.T @ problem.Y, jnp.zeros(problem.K, root.dtype))
 
 
 def balanced_value(problem: Problem) -> Float[Array, ""]:
@@ -60,12 +61,13 @@ def balanced_value(problem: Problem) -> Float[Array, ""]:
     Raises:
         ValueError: as balanced_minimiser does.
     """
-    K, n = problem.K, _class_size(problem)
-    t = margin(K, n, problem.s)
-    return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * wrong_class_probability(n, problem.s)
+    K, q = problem.K, wrong_class_probability(class_size(problem), problem.s)
+    t = margin(K, q)
+    return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * q
 
 
-def _class_size(problem: Problem) -> float:
+def class_size(problem: Problem) -> float:
+    """The n of a balanced cross-entropy problem with d ≥ K − 1; ValueError for any other."""
     if not isinstance(problem.loss, CrossEntropy):
         raise ValueError(f"loss must be CrossEntropy for the closed form, got {type(problem.loss).__name__}")
     if not is_balanced(problem):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm.model.geometry import centring
 from ufm.model.problem import Params, Problem, tie_features
-from ufm.theory.optimum import margin
+from ufm.theory.optimum import margin, wrong_class_probability
 
 
 class Orbit(eqx.Module):
@@ -86,7 +86,7 @@ def class_logits(tied: TiedProblem, orbit: Orbit) -> Float[Array, "K K"]:
 def initial_orbit(tied: TiedProblem) -> Orbit:
     """The simplex-encoded logits Z = t P, with the balanced margin t at the largest class size."""
     p, k, n = tied.representatives, jnp.asarray(tied.sizes), tied.counts
-    t = jnp.maximum(margin(p.K, n.max(), p.s), 0.1)
+    t = jnp.maximum(margin(p.K, wrong_class_probability(n.max(), p.s)), 0.1)
     C = p.s * t * (np.eye(k.size) - jnp.sqrt(jnp.outer(k, k)) / p.K) * jnp.sqrt(n)
     W, H = balanced_factors(C)
     return Orbit(jnp.sqrt(p.s * t) * n**0.25, W, H, jnp.zeros(k.size))
