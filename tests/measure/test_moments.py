@@ -16,8 +16,8 @@ from ufm.measure.collapse import collapse_metrics, collapse_metrics_stream
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 40), max_size=6), st.booleans())
-def test_a_stream_gives_the_same_numbers_however_it_is_cut(seed, cuts, shuffle, draw, assert_same):
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 40), max_size=6), shuffle=st.booleans())
+def test_a_stream_gives_the_same_numbers_however_it_is_cut(draw, assert_same, seed, cuts, shuffle):
     H, labels, W, b = draw(seed, (9, 1, 20, 10), 3, spread=1e-3)
     order = np.random.default_rng(seed).permutation(40) if shuffle else np.arange(40)
     batches = [(H[:, part], labels[part]) for part in np.split(order, sorted(cuts))]

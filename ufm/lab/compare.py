@@ -11,6 +11,7 @@ from ufm.measure.features import Features
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, logits, objective
 from ufm.theory.certificate import Certificate, certify
+from ufm.theory.optimum import is_balanced, nonnegative_minimiser
 
 
 def problem_of_features(features: Features, *, lam_W: float, lam_H: float, lam_b: float) -> tuple[Problem, Params]:
@@ -46,27 +47,30 @@ def class_margins(problem: Problem, params: Params) -> Float[Array, " N"]:
 
 
 def compare(problem: Problem, params: Params) -> tuple[dict[str, dict[str, float]], Certificate]:
-    """Observed beside predicted: f, mean logit margin, mean squared norms, balance; and the certificate at the point.
+    """Observed beside predicted, each as summarise gives it, and the certificate at the point.
 
-    `predicted` is the global optimum of the same K, counts, d and λ's with free features.
+    `predicted` is the global optimum of the same K, counts, d and λ's with free features; `predicted_nonnegative`, for
+    equal counts, d ≥ K and features that are nowhere negative, the one under H ≥ 0.
 
     Raises:
         ValueError: as global_minimiser does.
     """
-    best = global_minimiser(problem)
-    certificate = certify(problem, params)
-    return {"observed": _summary(problem, params), "predicted": _summary(problem, best)}, certificate
+    points = {"observed": params, "predicted": global_minimiser(problem)}
+    if is_balanced(problem) and problem.d >= problem.K and bool(jnp.all(params.H >= 0)):
+        points["predicted_nonnegative"] = nonnegative_minimiser(problem)
+    return {name: summarise(problem, point) for name, point in points.items()}, certify(problem, params)
 
 
-def _summary(problem: Problem, x: Params) -> dict[str, float]:
-    W2, H2 = jnp.sum(x.W**2), jnp.sum(x.H**2)
+def summarise(problem: Problem, x: Params) -> dict[str, float]:
+    """f, logit margins, mean squared norms of rows and features, balance and bias spread of a point."""
+    W2, H2 = jnp.sum(x.W**2), jnp.sum(problem.multiplicity * x.H**2)
     margins = class_margins(problem, x)
     quantities: dict[str, Any] = {
         "value": objective(problem, x),
-        "margin_mean": jnp.mean(margins),
+        "margin_mean": problem.multiplicity @ margins / problem.total,
         "margin_min": jnp.min(margins),
         "w_norm2_mean": W2 / problem.K,
-        "h_norm2_mean": H2 / margins.size,
+        "h_norm2_mean": H2 / problem.total,
         "balance": problem.lam_W * W2 / (problem.lam_H * H2),
         "bias_spread": jnp.max(x.b) - jnp.min(x.b),
     }

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.model.geometry import simplex_etf
+from ufm.model.geometry import centring, simplex_etf
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, is_concrete, tie_features
 from ufm.theory.bias import optimal_bias
@@ -64,6 +64,28 @@ def balanced_value(problem: Problem) -> Float[Array, ""]:
     K, q = problem.K, wrong_class_probability(class_size(problem), problem.s)
     t = margin(K, q)
     return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * q
+
+
+def nonnegative_minimiser(problem: Problem) -> Params:
+    """The global minimiser under H ≥ 0, as after a ReLU, for equal class counts: orthogonal class means, W ∝ P H̄ᵀ.
+
+    The margin is that of the free model with the wrong-class probability √(K/(K−1)) times as large: forbidding
+    h − h_G costs the norm of the global mean.
+
+    Raises:
+        ValueError: as balanced_minimiser does, and if d < K.
+
+    Source: THEORY 3.7, derived for this project for classifiers without bias, where dang2024 has the geometry; for
+    equal counts the problem is convex and symmetric in the classes, so that a bias stays at a multiple of 1.
+    """
+    K, n, d = problem.K, class_size(problem), problem.d
+    if d < K:
+        raise ValueError(f"d must be at least K = {K} for orthogonal class means, got {d}")
+    t = margin(K, jnp.sqrt(K / (K - 1)) * wrong_class_probability(n, problem.s))
+    ratio = (n * problem.lam_H / problem.lam_W * K / (K - 1)) ** 0.25
+    M = np.eye(K, d)
+    W, H = jnp.sqrt(t) * ratio * centring(K) @ M, jnp.sqrt(t) / ratio * M.T @ problem.Y
+    return Params(W, H, jnp.zeros(K, t.dtype))
 
 
 def class_size(problem: Problem) -> float:

@@ -61,6 +61,4 @@ def check(claim: Claim, *, full: bool = False) -> Evidence:
         if residual > worst:
             worst, worst_case = residual, description
     seconds = time.perf_counter() - start
-    return Evidence(
-        claim.name, claim.statement, claim.source, claim.tolerance, count, worst, worst_case, seconds
-    )
+    return Evidence(claim.name, claim.statement, claim.source, claim.tolerance, count, worst, worst_case, seconds)

@@ -1,6 +1,8 @@
 """Claims about unequal classes (THEORY 3, 8.2)."""
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,8 @@ from ufm.theory.certificate import certify
 from ufm.theory.imbalance import minority_threshold, ridge_margins, seli_grams
 from ufm.theory.optimum import collapse_threshold
 
-KINDS = ({}, {"lam_b": 1e-2}, {"use_bias": False})
-COUNTS = ([10, 10, 1, 1], [100, 30, 10, 3, 1], [500, 500, 500, 100, 100])
+KINDS: tuple[dict[str, Any], ...] = ({}, {"lam_b": 1e-2}, {"use_bias": False})
+COUNTS = ([100, 30, 10, 3, 1], [10, 10, 10, 1, 1], [500, 500, 500, 100, 100])
 WIDE = ([1000] * 5 + [10] * 5, [7, 7, 7, 2, 2, 1], list(range(1, 21)))
 
 
@@ -49,7 +51,7 @@ def certified_optimum(full: bool) -> Cases:
     1e-12,
 )
 def zero_threshold(full: bool) -> Cases:
-    """Relative distance of the certificate's norm at the origin from the formula; inf if the solution 1 % off is wrong."""
+    """Relative distance of the norm at the origin from the formula; inf if the solution 1 % off it is wrong."""
     for counts in _counts(full):
         n = np.array(counts, float)
         P, N = np.eye(len(n)) - 1 / len(n), n.sum()
@@ -102,11 +104,11 @@ def _spread(x: Params, k: int, l: int) -> float:  # noqa: E741
 )
 def seli_limit(full: bool) -> Cases:
     """Relative change between successive slopes of 1/distance against log(1/λ), itself O(1/log²(1/λ)) here."""
-    for counts in ([10, 10, 1, 1], [100, 30, 10, 3, 1]):
+    for counts in COUNTS[:2]:
         for kind in KINDS if full else KINDS[2:]:
             inverse = [_inverse_distance(counts, 10.0**-k, kind) for k in (6, 8, 10, 12)]
             slopes = np.diff(inverse)
-            for k, (a, b) in enumerate(zip(slopes, slopes[1:], strict=False)):
+            for k, (a, b) in enumerate(pairwise(slopes)):
                 yield f"counts={counts} {kind} slope {k}", abs(b / a - 1) if a > 0 else math.inf
 
 
@@ -123,7 +125,7 @@ def _inverse_distance(counts: list[int], lam: float, kind: dict) -> float:
 )
 def margin_law(full: bool) -> Cases:
     """|z_y − z_c − law| · log(1/λ), which stays bounded; inf if the error itself does not fall."""
-    for counts in ([10, 10, 1, 1], [100, 30, 10, 3, 1]):
+    for counts in COUNTS[:2]:
         errors = [_margin_error(counts, 10.0**-k) for k in (4, 8, 12)]
         for k, error in zip((4, 8, 12), errors, strict=True):
             falls = errors == sorted(errors, reverse=True)

@@ -1,6 +1,7 @@
-"""Claims about points that are not optimal: the gap at any point, and the way down from a saddle (THEORY 0, 1.6, 8.1)."""
+"""Claims about points that are not optimal: the gap anywhere, the way down from a saddle (THEORY 0, 1.6, 8.1)."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -71,7 +72,7 @@ def two_sides(full: bool) -> Cases:
         yield f"{text} m={m}", abs(float(c.dual_norm) / stated - 1) if right else math.inf
 
 
-def _coarse(full: bool):  # noqa: ANN202
+def _coarse(full: bool) -> Iterator[tuple[str, Problem, int, Params]]:
     for text, problem in balanced_problems(full, LOADS):
         for m in (m for m in range(1, problem.K + 1) if problem.K % m == 0):
             yield text, problem, m, coarse_etf(problem, m)
@@ -105,9 +106,7 @@ def _curvatures(problem: Problem, x: Params) -> tuple[jax.Array, jax.Array, jax.
     sigma = top_singular_pair(sample_gradient(problem, R))[0]
     best = escape_direction(problem, x, R)
     power = (problem.lam_H / problem.lam_W) ** 0.25
-    plain = Params(
-        best.W * power / jnp.linalg.norm(best.W), best.H / power / jnp.linalg.norm(best.H), best.b
-    )
+    plain = Params(best.W * power / jnp.linalg.norm(best.W), best.H / power / jnp.linalg.norm(best.H), best.b)
     return sigma, _form(problem, x, plain), _form(problem, x, best)
 
 
