@@ -1,7 +1,11 @@
 """The command `ufm`: check the theory, solve, certify, measure, train."""
 
+import contextlib
+import io
+import itertools
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +43,10 @@ class Verify:
         from ufm.lab.claims.claim import check
         from ufm.lab.plots import draw_claims, draw_training
 
+        if self.network:
+            import ufm.nets.train  # noqa: F401  (what is not installed is missed before anything is made)
+
+        start = time.perf_counter()
         out = create_folder(self.out or Path("runs") / f"verify-{datetime.now():%Y%m%d-%H%M%S}")
         evidence = []
         for claim in tqdm(REGISTRY, desc="claims", disable=self.json or not sys.stderr.isatty(), leave=False):
@@ -49,10 +57,11 @@ class Verify:
         result: dict[str, Any] = {"holds": holds, "claims": [asdict(e) | {"holds": e.holds} for e in evidence]}
         if self.network:
             result["network"] = _demonstrate(out / "network", quiet=self.json)
-            draw_training(out / "network")
         write_json(out / "config.json", as_json(self))
-        write_json(out / "summary.json", as_json(result) | provenance())
+        write_json(out / "summary.json", as_json(result) | provenance(start))
         draw_claims(out)
+        if self.network:
+            draw_training(out / "network")
         print(json.dumps(as_json(result)) if self.json else _conclusion(evidence, out))
         return 0 if holds else 1
 
@@ -77,6 +86,13 @@ class Model:
     """λ_b; 0 leaves the bias free."""
     bias: bool = True
     """Without it the classifier has no bias."""
+
+    def class_counts(self) -> tuple[int, ...]:
+        """n_k of every class."""
+        for name, least in (("K", 2), ("n", 1)):
+            if not self.counts and getattr(self, name) < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)}")
+        return self.counts or (self.n,) * self.K
 
 
 @dataclass(frozen=True)
@@ -104,8 +120,8 @@ class Solve:
         from ufm.theory.certificate import certify
         from ufm.theory.optimum import collapse_threshold
 
-        m = self.model
-        counts = m.counts or (m.n,) * m.K
+        start, m = time.perf_counter(), self.model
+        counts = m.class_counts()
         problem = class_mean_problem(counts, m.d, lam_W=m.lam_W, lam_H=m.lam_H, lam_b=m.lam_b, use_bias=m.bias)
         best = global_minimiser(problem)
         certificate = certify(problem, best)
@@ -126,7 +142,7 @@ class Solve:
             },
         }
         arrays = {"W": best.W, "M": best.H, "b": best.b, "counts": np.asarray(counts)}
-        return _report(self, result, f"UFM with counts {_shorten(counts)}, d = {m.d}", arrays)
+        return _report(self, start, result, f"UFM with counts {_shorten(counts)}, d = {m.d}", arrays)
 
 
 @dataclass(frozen=True)
@@ -148,20 +164,19 @@ class Certify:
 
     def run(self) -> int:
         """Run it; the exit status."""
-        from ufm.lab.compare import compare, implied_lam_H, problem_of_features
+        from ufm.lab.compare import compare, problem_of_features
         from ufm.measure.collapse import collapse_metrics
         from ufm.measure.features import load_features
 
-        features = load_features(self.file)
-        collapse_metrics(features.H, features.labels, features.W, features.b)
-        lam_H = self.lam_H if self.lam_H is not None else implied_lam_H(features, self.lam_W)
-        problem, point = problem_of_features(features, lam_W=self.lam_W, lam_H=lam_H, lam_b=self.lam_b)
+        start, features = time.perf_counter(), load_features(self.file)
+        collapse_metrics(features.H, features.labels, features.W, features.b)  # refuses what are not features
+        problem, point = problem_of_features(features, lam_W=self.lam_W, lam_H=self.lam_H, lam_b=self.lam_b)
         sides, c = compare(problem, point)
         names = ("gap", "rounding", "dual_norm", "threshold", "grad_norm")
-        result = {"verdict": c.verdict.name, "lam_H": lam_H, **{n: getattr(c, n) for n in names}, **sides}
+        result = {"verdict": c.verdict.name, "lam_H": problem.lam_H, **{n: getattr(c, n) for n in names}, **sides}
         if c.predicted_curvature:
             result |= {n: getattr(c, n) for n in ("predicted_curvature", "measured_curvature", "drop")}
-        return _report(self, result, str(self.file))
+        return _report(self, start, result, str(self.file))
 
 
 @dataclass(frozen=True)
@@ -182,9 +197,9 @@ class Measure:
         from ufm.measure.collapse import collapse_metrics
         from ufm.measure.features import load_features
 
-        f = load_features(self.file)
+        start, f = time.perf_counter(), load_features(self.file)
         metrics = collapse_metrics(f.H, f.labels, f.W, f.b, centre=self.centre)
-        return _report(self, asdict(metrics), str(self.file))
+        return _report(self, start, asdict(metrics), str(self.file))
 
 
 @dataclass(frozen=True)
@@ -201,7 +216,6 @@ class Train:
 
     def run(self) -> int:
         """Run it; the exit status."""
-        from ufm.lab.records import read_json
         from ufm.nets.train import train
 
         folder = train(self.config, self.out, resume=self.resume, quiet=self.json)
@@ -225,25 +239,43 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command in float64; bad input is one line on standard error and exit status 2."""
-    command: Any = tyro.cli(Command, args=arguments, prog="ufm", description=__doc__)
+    command = _parse(arguments)
     jax.config.update("jax_enable_x64", True)
     try:
         sys.exit(command.run())
-    except (ValueError, ArithmeticError) as error:
-        sys.exit(_refuse(" ".join(str(error).split())))
+    except (ValueError, ArithmeticError, OSError, MemoryError) as error:
+        sys.exit(_refuse(str(error)))
     except ModuleNotFoundError as error:
         sys.exit(_refuse(f"{error.name} is not installed; pip install 'ufm[all]'"))
+    except KeyboardInterrupt:
+        sys.exit(_refuse("interrupted", status=130))
 
 
-def _refuse(line: str) -> int:
-    print(f"ufm: {line}", file=sys.stderr)
-    return 2
+def _parse(arguments: list[str] | None) -> Any:
+    """The command asked for; the parser's boxed complaint is cut down to its first paragraph."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Command, args=arguments, prog="ufm", description=__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
+        complaint = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+        sys.exit(_refuse(f"{' '.join(complaint)}; see --help"))
 
 
-def _report(command: Any, result: dict[str, Any], title: str, arrays: dict[str, Any] | None = None) -> int:
+def _refuse(message: str, status: int = 2) -> int:
+    print("ufm:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _report(
+    command: Any, start: float, result: dict[str, Any], title: str, arrays: dict[str, Any] | None = None
+) -> int:
     """Print a result, and keep it where a folder was named."""
     if command.out is not None:
-        write_run(command.out, command, result, arrays)
+        write_run(command.out, command, result, arrays, start=start)
     if command.json:
         print(json.dumps(as_json(result)))
     else:

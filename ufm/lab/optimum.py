@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from ufm.model.losses import CrossEntropy
-from ufm.model.problem import Params, Problem, tie_features
+from ufm.model.problem import Params, Problem, is_concrete, tie_features
 from ufm.numerics.minimise import minimise
 from ufm.numerics.newton import polish
 from ufm.theory.certificate import certify
@@ -31,7 +31,8 @@ def global_minimiser(problem: Problem) -> Params:
     8.2), solved by L-BFGS and Newton's method, certified and expanded; a free bias is given mean zero.
 
     Raises:
-        ValueError: if d < K − 1, the counts are traced or the loss is not cross-entropy.
+        ValueError: if d < K − 1, the counts are traced, unequal counts come with traced λ's, or the loss is not
+            cross-entropy.
         ArithmeticError: if the solved optimum's certified gap exceeds 1e-8 of its value.
     """
     if is_balanced(problem):
@@ -56,6 +57,8 @@ def _class_mean_minimiser(problem: Problem) -> Params:
     check_dimension(problem)
     if not isinstance(problem.loss, CrossEntropy):
         raise ValueError(f"loss must be CrossEntropy for the optimum, got {type(problem.loss).__name__}")
+    if not all(is_concrete(getattr(problem, name)) for name in ("lam_W", "lam_H", "lam_b")):
+        raise ValueError("lam_W, lam_H or lam_b is traced; with unequal counts loop over λ's instead")
     point = solve_tied(tie_classes(problem), tie_features(problem))
     certificate = certify(tie_features(problem), point)
     if not certificate.gap <= CERTIFIED * certificate.value:

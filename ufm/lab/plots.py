@@ -11,8 +11,11 @@ from matplotlib.figure import Figure
 from ufm.lab.records import read_json
 
 OBSERVED: dict[str, Any] = {"marker": ".", "lw": 1.2}
-PREDICTED: dict[str, Any] = {"ls": "--", "lw": 1.2, "color": "black"}
-NONNEGATIVE: dict[str, Any] = {"ls": ":", "lw": 1.2, "color": "black"}
+THEORY: dict[str, dict[str, Any]] = {
+    "predicted": {"ls": "--", "lw": 1.2, "color": "black", "label": "theory, H free"},
+    "predicted_nonnegative": {"ls": ":", "lw": 1.2, "color": "black", "label": "theory, H ≥ 0"},
+}
+Row = dict[str, Any]
 
 
 def draw_claims(folder: Path) -> Path:
@@ -36,37 +39,46 @@ def draw_claims(folder: Path) -> Path:
 def draw_training(folder: Path) -> Path:
     """training.png of a train run: errors, collapse metrics, geometry and certified gap over epochs, theory dashed."""
     config, history = read_json(folder / "config.json"), read_json(folder / "history.json")
-    epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(11, 7), layout="constrained")
-    (errors, collapse, margin), (norms, balance, gap) = figure.subplots(2, 3)
-    _errors(errors, epochs, history)
-    _collapse(collapse, epochs, [row["collapse"] for row in history])
-    _beside_theory(margin, epochs, history, ("margin_mean",), "logit margin t")
-    _beside_theory(norms, epochs, history, ("w_norm2_mean", "h_norm2_mean"), "mean squared norm")
-    _beside_theory(balance, epochs, history, ("balance",), "λ_W‖W‖² / (λ_H‖H‖²)")
-    _values(gap, epochs, history)
-    for axes in (errors, collapse, margin, norms, balance, gap):
+    (errors, collapse, margin), (norms, balance, value) = panels = figure.subplots(2, 3)
+    _errors(errors, history)
+    _collapse(collapse, history)
+    _beside_theory(margin, history, {"margin_mean": "mean logit margin t"})
+    _beside_theory(norms, history, {"w_norm2_mean": "mean ‖w‖²", "h_norm2_mean": "mean ‖h‖²"}, yscale="log")
+    _beside_theory(balance, history, {"balance": "λ_W‖W‖² / (λ_H‖H‖²)"}, yscale="log")
+    balance.set_ylim(*np.clip(balance.get_ylim(), (0, 2), (0.5, np.inf)))
+    _beside_theory(value, history, {"value": "f of the features"}, yscale="log")
+    _line(value, history, [row["gap"] for row in history], label="certified gap ≥ f − f*", **OBSERVED)
+    value.set_ylabel("nats")
+    for axes in panels.flat:
         axes.set_xlabel("epoch")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.7, edgecolor="none")
     figure.suptitle(_caption(config, history[-1]), fontsize=10)
     return _save(figure, folder / "training.png")
 
 
-def _caption(config: dict[str, Any], last: dict[str, Any]) -> str:
+def _caption(config: Row, last: Row) -> str:
     kind = {"decay": "weight decay on all weights, λ_H implied by balance", "features": "explicit feature penalty"}
     images = f"{config['limit'] or 'all'} images of {config['data']}"
     lambdas = f"λ_W = {config['lam_W']:g}, λ_H = {last['lam_H']:.3g}"
     return f"ResNet18 of width {config['width']} on {images}: {kind[config['regulariser']]} ({lambdas})"
 
 
-def _errors(axes: Axes, epochs: Sequence[int], history: list[dict[str, Any]]) -> None:
+def _line(axes: Axes, history: Sequence[Row], values: Sequence[Any], **style: Any) -> None:
+    """Values over epochs; those that are not finite leave a gap, and zeros leave a logarithmic axis below."""
+    numbers = np.array([float(value) for value in values])
+    axes.plot([row["epoch"] for row in history], np.where(np.isfinite(numbers), numbers, np.nan), **style)
+
+
+def _errors(axes: Axes, history: Sequence[Row]) -> None:
     for name in ("train_error", "test_error"):
-        axes.plot(epochs, [100 * row[name] for row in history], label=name.replace("_", " "), **OBSERVED)
-    axes.set(ylabel="per cent", yscale="symlog", ylim=(0, None))
-    axes.set_yscale("symlog", linthresh=0.01)
+        _line(axes, history, [100 * row[name] for row in history], label=name.replace("_", " "), **OBSERVED)
+    shown = [100 * row[name] for row in history for name in ("train_error", "test_error") if row[name]]
+    axes.set_yscale("symlog", linthresh=min(shown, default=1.0))
+    axes.set(ylabel="per cent", ylim=(0, 1.3 * max(shown, default=1.0)))
 
 
-def _collapse(axes: Axes, epochs: Sequence[int], rows: list[dict[str, float]]) -> None:
+def _collapse(axes: Axes, history: Sequence[Row]) -> None:
     names = {
         "nc1_pinv": "NC1 tr(Σ_W Σ_B⁺)/K",
         "nc2_etf_err": "NC2 of the means",
@@ -75,31 +87,19 @@ def _collapse(axes: Axes, epochs: Sequence[int], rows: list[dict[str, float]]) -
         "nc4_disagree": "NC4 disagreement",
     }
     for name, label in names.items():
-        axes.plot(epochs, [row[name] or np.nan for row in rows], label=label, **OBSERVED)
+        _line(axes, history, [row["collapse"][name] for row in history], label=label, **OBSERVED)
     axes.set(yscale="log", ylabel="collapse metric")
 
 
-def _beside_theory(
-    axes: Axes, epochs: Sequence[int], history: list[dict[str, Any]], names: Sequence[str], label: str
-) -> None:
-    for name in names:
-        axes.plot(epochs, [row["observed"][name] for row in history], label=name.replace("_", " "), **OBSERVED)
-        axes.plot(epochs, [row["predicted"][name] for row in history], **PREDICTED)
-        if "predicted_nonnegative" in history[-1]:
-            axes.plot(epochs, [row["predicted_nonnegative"][name] for row in history], **NONNEGATIVE)
-    axes.plot([], [], label="theory, H free", **PREDICTED)
-    if "predicted_nonnegative" in history[-1]:
-        axes.plot([], [], label="theory, H ≥ 0", **NONNEGATIVE)
-    axes.set(ylabel=label, yscale="log" if len(names) > 1 or "balance" in names else "linear")
-
-
-def _values(axes: Axes, epochs: Sequence[int], history: list[dict[str, Any]]) -> None:
-    axes.plot(epochs, [row["observed"]["value"] for row in history], label="f of the features", **OBSERVED)
-    axes.plot(epochs, [row["gap"] for row in history], label="certified gap ≥ f − f*", **OBSERVED)
-    axes.plot(epochs, [row["predicted"]["value"] for row in history], label="f*", **PREDICTED)
-    if "predicted_nonnegative" in history[-1]:
-        axes.plot(epochs, [row["predicted_nonnegative"]["value"] for row in history], label="f*, H ≥ 0", **NONNEGATIVE)
-    axes.set(yscale="log", ylabel="nats")
+def _beside_theory(axes: Axes, history: Sequence[Row], names: dict[str, str], yscale: str = "linear") -> None:
+    """Observed quantities by name and label, and the theory's lines for them."""
+    for name, label in names.items():
+        _line(axes, history, [row["observed"][name] for row in history], label=label, **OBSERVED)
+    for side, style in THEORY.items():
+        for name in names if side in history[-1] else ():
+            _line(axes, history, [row[side][name] for row in history], **style)
+            style = style | {"label": None}
+    axes.set(yscale=yscale, ylabel=", ".join(names.values()))
 
 
 def _save(figure: Figure, path: Path) -> Path:

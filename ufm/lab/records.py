@@ -1,11 +1,15 @@
 """A run is a folder in open formats, written whole or not at all, and never over another."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import platform
+import shutil
 import subprocess
-import tempfile
+import time
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +29,16 @@ def create_folder(folder: str | os.PathLike[str]) -> Path:
     """
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=False)
-    except FileExistsError as error:
-        raise ValueError(f"{path} exists already: a run is never overwritten, name another folder") from error
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise _exists(path) from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be made ({error.strerror}): name a writable folder") from error
+        raise ValueError(f"folder {path} cannot be made ({error.strerror}): name a writable one") from error
     return path
+
+
+def _exists(path: Path) -> ValueError:
+    return ValueError(f"folder {path} exists already: a run is never overwritten, name another")
 
 
 def write_run(
@@ -38,38 +46,56 @@ def write_run(
     config: Any,
     summary: Mapping[str, Any],
     arrays: Mapping[str, Any] | None = None,
+    *,
+    start: float,
 ) -> Path:
     """A finished run: config.json, summary.json and, if there are arrays, arrays.npz, in a new folder.
 
-    The folder appears under its name only when complete.
+    The folder appears under its name only when complete; whatever goes wrong leaves nothing behind.
+
+    Args:
+        folder: its name, new.
+        config: what was asked for; anything that as_json takes.
+        summary: scalars found; provenance is added.
+        arrays: plain arrays found, by name.
+        start: time.perf_counter() when the run began.
 
     Raises:
         ValueError: if the folder exists already or cannot be written.
     """
     path = Path(folder)
-    partial = create_folder(path.with_name(f".{path.name}.{os.getpid()}.part"))
-    if path.exists():
-        partial.rmdir()
-        create_folder(path)
-    write_json(partial / "config.json", as_json(config))
-    write_json(partial / "summary.json", {**as_json(summary), **provenance()})
-    if arrays:
-        write_arrays(partial / "arrays.npz", arrays)
-    partial.rename(path)
+    if os.path.lexists(path):
+        raise _exists(path)
+    partial = _beside(path)
+    try:
+        partial.mkdir(parents=True)
+        write_json(partial / "config.json", as_json(config))
+        write_json(partial / "summary.json", as_json(summary) | provenance(start))
+        if arrays:
+            write_arrays(partial / "arrays.npz", arrays)
+        partial.rename(path)
+    except OSError as error:
+        raise ValueError(f"folder {path} cannot be made ({error.strerror}): name a writable one") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
+def _beside(path: Path) -> Path:
+    """A name in the same folder that nobody else has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file whole."""
-    _replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    """Replace a JSON file whole; numbers must be finite, as as_json leaves them."""
+    _replace(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Replace an .npz file of plain arrays whole."""
-    with tempfile.TemporaryFile() as file:
-        np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
-        file.seek(0)
-        _replace(path, file.read())
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+    _replace(path, file.getvalue())
 
 
 def read_json(path: Path) -> Any:
@@ -79,7 +105,7 @@ def read_json(path: Path) -> Any:
         ValueError: if it is missing or damaged.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: is {Path(path).parent} the folder of a run?") from error
 
@@ -99,10 +125,11 @@ def as_json(x: Any) -> Any:
     return x if x is None or isinstance(x, bool | int | float | str) else str(x)
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, hardware and git revision of what made a record."""
+def provenance(start: float) -> dict[str, Any]:
+    """Wall time since start (of time.perf_counter), versions, hardware and git revision of what made a record."""
     device = jax.devices()[0]
     return {
+        "wall_seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.platform} {device.device_kind}",
         "machine": f"{_processor()}, {os.cpu_count()} cores",
@@ -122,17 +149,24 @@ def _processor() -> str:
 def _revision() -> str | None:
     """The git revision of the source, with "+" if the tree has changes; None outside a checkout."""
     try:
-        asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy installed inside another checkout is not its
+        return _git("describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = _beside(path)
     try:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written ({error.strerror}): name a writable folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -44,7 +44,8 @@ class CrossEntropy(Loss):
         gap = logits - jnp.sum(Y * logits, axis=0)
         top = jax.lax.stop_gradient(jnp.max(gap, axis=0))
         wrong = jnp.sum((1 - Y) * jnp.exp(gap - top), axis=0)
-        return top + jnp.log1p(wrong + jnp.expm1(-top))
+        # wrong − 1 + e^{−top} ≥ 0, unless fused arithmetic rounds two copies of gap differently
+        return top + jnp.log1p(jnp.maximum(-0.5, wrong + jnp.expm1(-top)))
 
     def conjugate(self, R: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"]) -> Float[Array, " N"]:
         """Σ_k q_k log q_k with q = r + y in the simplex, 0 log 0 = 0 (THEORY 8.1)."""

@@ -30,7 +30,7 @@ def is_concrete(x: Any) -> bool:
 def _leaf(x: Any) -> Any:
     """A floating array that stays concrete inside traced functions unless it is traced itself."""
     if isinstance(x, jax.Array):
-        return x.astype(jnp.result_type(x, jnp.float32))
+        return x.astype(jnp.result_type(x, jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else float))
     return np.asarray(x, jnp.result_type(float))
 
 
@@ -60,7 +60,7 @@ class Problem(eqx.Module):
     lam_W: Scalar = eqx.field(converter=_leaf)
     lam_H: Scalar = eqx.field(converter=_leaf)
     lam_b: Scalar = eqx.field(converter=_leaf)
-    d: int = eqx.field(static=True)
+    d: int = eqx.field(static=True, converter=lambda d: int(d) if isinstance(d, np.integer) else d)
     use_bias: bool = eqx.field(static=True)
 
     def __check_init__(self) -> None:
@@ -120,10 +120,9 @@ def _check_counts(counts: Any) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim != 1 or counts.size < 2:
         raise ValueError(f"counts must list n_k for at least 2 classes, got {counts.tolist()!r}")
-    if not np.issubdtype(counts.dtype, np.number) or not ((counts >= 1) & (counts == np.floor(counts))).all():
-        raise ValueError(f"counts must be positive integers, got {counts.tolist()!r}")
-    if not np.isfinite(counts).all():
-        raise ValueError(f"counts must be finite, got {counts.tolist()!r}")
+    whole = counts.dtype.kind in "iuf" and ((counts >= 1) & (counts <= 2**53) & (counts == np.floor(counts))).all()
+    if not whole:
+        raise ValueError(f"counts must be positive integers (at most 2^53), got {counts.tolist()!r}")
     return counts.astype(int)
 
 
@@ -172,14 +171,31 @@ def init(problem: Problem, key: Key[Array, ""], *, scale: float = 1.0) -> Params
     return Params(W, H, b)
 
 
+def check_shapes(problem: Problem, params: Params) -> None:
+    """Refuse a point whose shapes are not the problem's, which broadcasting would otherwise accept."""
+    K, N = problem.Y.shape
+    for name, shape in {"W": (K, problem.d), "H": (problem.d, N), "b": (K,)}.items():
+        if (got := jnp.shape(getattr(params, name))) != shape:
+            raise ValueError(f"{name} must have shape {shape} for this problem, got {got}")
+
+
 def logits(problem: Problem, params: Params) -> Float[Array, "K N"]:
-    """WH + b1ᵀ, or WH where the model has no bias."""
-    Z = params.W @ params.H
+    """WH + b1ᵀ, or WH where the model has no bias.
+
+    Raises:
+        ValueError: if a shape is not the problem's.
+    """
+    check_shapes(problem, params)
+    Z = jnp.matmul(params.W, params.H, precision="highest")  # accelerators round float32 factors otherwise
     return Z + params.b[:, None] if problem.use_bias else Z
 
 
 def objective(problem: Problem, params: Params) -> Float[Array, ""]:
-    """f(W, H, b) of (UFM), in nats."""
+    """f(W, H, b) of (UFM), in nats.
+
+    Raises:
+        ValueError: if a shape is not the problem's.
+    """
     W, H, b = params.W, params.H, params.b
     fit = problem.multiplicity @ problem.loss(logits(problem, params), problem.Y) / problem.total
     penalty = problem.lam_W * jnp.sum(W**2) + problem.lam_H * jnp.sum(problem.multiplicity * H**2)

@@ -45,6 +45,8 @@ class TrainConfig:
 
 def check_config(config: TrainConfig) -> None:
     """Refuse numbers that no run can be made of; the data's own are checked when they are read."""
+    if config.regulariser not in ("decay", "features"):
+        raise ValueError(f"regulariser must be 'decay' or 'features', got {config.regulariser!r}")
     positive = {name: getattr(config, name) for name in ("epochs", "batch", "measure_every", "lr", "lam_W")}
     for name, value in positive.items():
         if not (np.isfinite(value) and value > 0):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from ufm.lab.compare import compare, implied_lam_H, problem_of_features
+from ufm.lab.compare import compare, problem_of_features
 from ufm.lab.records import as_json, create_folder, provenance, read_json, write_json
 from ufm.measure.collapse import collapse_metrics
 from ufm.measure.features import Features, save_features
@@ -40,12 +40,14 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False, quie
 
     Raises:
         ValueError: if an argument, the data or the folder is not as it must be.
+        ArithmeticError: if the loss stops being finite; what was measured until then is kept.
     """
+    start = time.perf_counter()
     check_config(config)
     images, test = load(config.data, "train", limit=config.limit), load(config.data, "test")
     config = _resolved(config, images)
-    folder = _open_run(config, Path(folder), resume)
     trainer = _Trainer(config, images)
+    folder = _open_run(config, Path(folder), resume)
     with ocp.training.Checkpointer(
         (folder / "checkpoints").resolve(),
         preservation_policy=ocp.training.preservation_policies.LatestN(1),
@@ -53,17 +55,13 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False, quie
     ) as checkpoints:
         history = _restore(trainer, checkpoints, folder)
         for epoch in tqdm(range(trainer.epoch, config.epochs), desc=str(folder), unit="epoch", disable=quiet):
-            start = time.perf_counter()
-            losses = [trainer.step(batch) for batch in trainer.batches(epoch)]
-            trainer.epoch = epoch + 1
+            row = trainer.run_epoch()
             if epoch == 0 or trainer.epoch % config.measure_every == 0 or trainer.epoch == config.epochs:
-                seconds = time.perf_counter() - start
-                row = {"epoch": trainer.epoch, "seconds": seconds, "running_loss": float(np.mean(losses))}
                 history.append(row | observe(config, trainer, images, test))
                 write_json(folder / "history.json", as_json(history))
             checkpoints.save(trainer.epoch, trainer.state())
     save_features(folder / "features.npz", collect(trainer.model, images))
-    write_json(folder / "summary.json", as_json(history[-1]) | provenance())
+    write_json(folder / "summary.json", as_json(history[-1]) | provenance(start))
     return folder
 
 
@@ -72,6 +70,8 @@ def _resolved(config: TrainConfig, images: Images) -> TrainConfig:
     N = len(images.labels)
     if config.batch > N:
         raise ValueError(f"batch must be at most the {N} training images, got {config.batch}")
+    if config.d is not None and config.d < images.K - 1:
+        raise ValueError(f"d must be at least K - 1 = {images.K - 1} for the theory to compare with, got {config.d}")
     if config.regulariser == "decay":
         return config
     lam_H = config.lam_W / N if config.lam_H is None else config.lam_H
@@ -84,9 +84,10 @@ def _open_run(config: TrainConfig, folder: Path, resume: bool) -> Path:
         create_folder(folder)
         write_json(folder / "config.json", as_json(config))
         return folder
-    found = read_json(folder / "config.json")
-    if found != as_json(config):
-        changed = sorted(k for k, v in as_json(config).items() if found.get(k) != v)
+    found, asked = read_json(folder / "config.json"), as_json(config)
+    if not isinstance(found, dict) or found.keys() != asked.keys():
+        raise ValueError(f"{folder} holds no training run of this version: name the folder of one")
+    if changed := [k for k in asked if found[k] != asked[k]]:
         raise ValueError(f"{folder} was made with another {', '.join(changed)}: resume with the same config")
     return folder
 
@@ -120,6 +121,15 @@ class _Trainer:
         for start in range(0, N - size + 1, size):
             chosen = order[start : start + size]
             yield self.images.x[chosen], self.images.labels[chosen]
+
+    def run_epoch(self) -> dict[str, float]:
+        """One more epoch of steps: its number, its seconds and the mean of its losses."""
+        start = time.perf_counter()
+        loss = float(np.mean([self.step(batch) for batch in self.batches(self.epoch)]))
+        self.epoch += 1
+        if not np.isfinite(loss):
+            raise ArithmeticError(f"the loss is {loss} in epoch {self.epoch}: lower lr, or the λ's, and start anew")
+        return {"epoch": self.epoch, "seconds": time.perf_counter() - start, "running_loss": loss}
 
     def step(self, batch: tuple[np.ndarray, np.ndarray]) -> Array:
         """One step of SGD; the regularised loss before it."""
@@ -192,14 +202,13 @@ def observe(config: TrainConfig, trainer: _Trainer, images: Images, test: Images
     Coupled weight decay has no λ_H; the one that its balance implies is used and recorded.
     """
     features = collect(trainer.model, images)
-    lam_H = implied_lam_H(features, config.lam_W) if config.lam_H is None else config.lam_H
     lam_b = config.lam_W if config.lam_b is None else config.lam_b
-    point = problem_of_features(features, lam_W=config.lam_W, lam_H=lam_H, lam_b=lam_b)
-    sides, certificate = compare(*point)
+    problem, point = problem_of_features(features, lam_W=config.lam_W, lam_H=config.lam_H, lam_b=lam_b)
+    sides, certificate = compare(problem, point)
     return {
         "train_error": error(features),
         "test_error": error(collect(trainer.model, test)),
-        "lam_H": lam_H,
+        "lam_H": float(problem.lam_H),
         "gap": float(certificate.gap),
         "dual_norm_over_s": float(certificate.dual_norm / certificate.threshold),
         "collapse": dataclasses.asdict(collapse_metrics(features.H, features.labels, features.W, features.b)),
@@ -220,5 +229,4 @@ def _restore(trainer: _Trainer, checkpoints: Any, folder: Path) -> list[dict[str
         return []
     trainer.restore(checkpoints.load(checkpoints.latest.step, trainer.state()))
     trainer.epoch = checkpoints.latest.step
-    history = folder / "history.json"
-    return [row for row in read_json(history) if row["epoch"] <= trainer.epoch] if history.exists() else []
+    return [row for row in read_json(folder / "history.json") if row["epoch"] <= trainer.epoch]

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ufm.model.problem import Params, Problem, is_concrete, logits, objective
+from ufm.model.problem import Params, Problem, check_shapes, is_concrete, logits, objective
 from ufm.theory.duality import dual_value, norm_rounding, sample_gradient, top_singular_pair, value_rounding
 from ufm.theory.escape import escape
 
@@ -62,13 +62,15 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
     """f − f* ≤ gap at any point, critical or not, for any class counts; and what kind of point it is.
 
     The bound is the Fenchel dual of min g(Z, b) + s‖Z‖_* + λ_b/2 ‖b‖² at the point's own softmax residual with
-    the best bias, shrunk until its spectral norm is at most s. It costs one pass over the K×N logits, Newton's
-    method in the K biases and a K×K eigenproblem; the escape direction adds an SVD of W.
+    the best bias, shrunk until its spectral norm is at most s, evaluated in JAX's default precision. It costs one
+    pass over the K×N logits, Newton's method in the K biases and a K×K eigenproblem; the escape direction adds an
+    SVD of W.
 
     Verdicts:
         GLOBAL: gap + rounding ≤ tol · f, so f exceeds f* by no more than that.
-        STRICT_SADDLE: the gradient is at most grad_tol of the size of its terms, the dual norm exceeds s by ten
-            times what the remaining gradient could explain, and f curves down and falls along `direction`.
+        STRICT_SADDLE: the gradients by (W, H) and by b are at most grad_tol of the terms that make them up, the dual
+            norm exceeds s by ten times what the remaining gradient could explain, and f curves down and falls along
+            `direction`.
         NOT_CRITICAL: neither, and the gradient is larger than that.
         UNDECIDED: anything else; the gap still holds.
 
@@ -89,17 +91,15 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
     Source: THEORY 8.1 and 0, derived for this project.
     """
     check_point(problem, params)
+    problem, params = jax.tree.map(lambda x: jnp.asarray(x, float), (problem, params))
     return _certify(problem, params, tol, grad_tol)
 
 
 def check_point(problem: Problem, params: Params) -> None:
     """Refuse a point of the wrong shapes or with entries that are not finite."""
-    K, N = problem.Y.shape
-    wanted = {"W": (K, problem.d), "H": (problem.d, N), "b": (K,)}
-    for name, shape in wanted.items():
+    check_shapes(problem, params)
+    for name in ("W", "H", "b"):
         value = getattr(params, name)
-        if value.shape != shape:
-            raise ValueError(f"{name} must have shape {shape} for this problem, got {value.shape}")
         if is_concrete(value) and not np.isfinite(value).all():
             raise ValueError(f"{name} must be finite; it holds NaN or infinite entries")
 
@@ -114,7 +114,7 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
     sigma = top_singular_pair(G)[0]
     grad_norm = full_norm(problem, grad, dual=True)
     is_global = gap + rounding <= tol * value
-    is_critical = grad_norm <= grad_tol * _gradient_scale(problem, params, R)
+    is_critical = _is_critical(problem, params, grad, R, grad_tol)
     exceeds = sigma * (1 - norm_rounding(G, sigma)) - problem.s > 10 * _stray(problem, params, grad_norm)
     way = jax.lax.cond(
         ~is_global & is_critical & exceeds,
@@ -137,15 +137,16 @@ def full_norm(problem: Problem, x: Params, *, dual: bool = False) -> Float[Array
     return jnp.sqrt(jnp.sum(x.W**2) + jnp.sum(weight * x.H**2) + problem.use_bias * jnp.sum(x.b**2))
 
 
-def _gradient_scale(problem: Problem, params: Params, R: Float[Array, "K N"]) -> Float[Array, ""]:
-    """The size of the terms that cancel in ∇f at a critical point."""
-    H_norm = jnp.sqrt(jnp.sum(problem.multiplicity * params.H**2))
+def _is_critical(
+    problem: Problem, params: Params, grad: Params, R: Float[Array, "K N"], grad_tol: Any
+) -> Bool[Array, ""]:
+    """Whether ∇f is small beside the terms that cancel in it at a critical point: the penalties, and the fit for b."""
+    features = full_norm(problem, Params(grad.W, grad.H, 0 * grad.b), dual=True)
+    W, H = jnp.asarray(problem.lam_W) * params.W, jnp.asarray(problem.lam_H) * params.H
+    penalty = full_norm(problem, Params(W, H, 0 * params.b))
     fit = problem.multiplicity @ jnp.linalg.norm(R, axis=0) / problem.total
-    return (
-        problem.lam_W * jnp.linalg.norm(params.W)
-        + problem.lam_H * H_norm
-        + problem.use_bias * (fit + problem.lam_b * jnp.linalg.norm(params.b))
-    )
+    bias = ~jnp.asarray(problem.use_bias) | (jnp.linalg.norm(grad.b) <= grad_tol * fit)
+    return (features <= grad_tol * penalty) & bias
 
 
 def _stray(problem: Problem, params: Params, grad_norm: Float[Array, ""]) -> Float[Array, ""]:

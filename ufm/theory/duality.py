@@ -16,10 +16,12 @@ def top_singular_pair(
     G: Float[Array, "K N"],
 ) -> tuple[Float[Array, ""], Float[Array, " K"], Float[Array, " N"]]:
     """σ, u, v with σ = ‖G‖₂, Gv = σu, from the K×K Gram matrix; v = 0 if σ = 0."""
-    values, vectors = jnp.linalg.eigh(G @ G.T)
+    size = jnp.max(jnp.abs(G))
+    M = G / jnp.where(size > 0, size, 1)  # whose squares do not underflow
+    values, vectors = jnp.linalg.eigh(jnp.matmul(M, M.T, precision="highest"))
     sigma = jnp.sqrt(jnp.maximum(values[-1], 0))
-    v = vectors[:, -1] @ G
-    return sigma, vectors[:, -1], v / jnp.where(sigma > 0, sigma, 1)
+    v = vectors[:, -1] @ M
+    return size * sigma, vectors[:, -1], v / jnp.where(sigma > 0, sigma, 1)
 
 
 def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -32,7 +34,7 @@ def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Floa
     Λ = θ (P − Y)/N with P the softmax at the point's WH and the best bias for it; θ ≤ 1 shrinks it to ‖Λ‖₂ ≤ s. A
     free bias (λ_b = 0) needs Λ1 = 0 exactly, so what Newton's method left of it is moved between classes first.
     """
-    Z = params.W @ params.H
+    Z = jnp.matmul(params.W, params.H, precision="highest")
     logits = Z
     if problem.use_bias:
         logits = Z + optimal_bias(problem, Z, params.b)[:, None]
@@ -92,12 +94,13 @@ def value_rounding(
     eps = jnp.finfo(value.dtype).eps
     size = jnp.abs(params.W) @ jnp.abs(params.H) + jnp.abs(params.b)[:, None]
     error = (problem.d + 2) * eps * jnp.max(size, axis=0)
-    wrong = jnp.minimum(1, -jnp.sum(problem.Y * R, axis=0) * jnp.exp(2 * error))
+    log_wrong = jnp.log(jnp.maximum(-jnp.sum(problem.Y * R, axis=0), jnp.finfo(value.dtype).tiny))
+    wrong = jnp.exp(jnp.minimum(0, log_wrong + 2 * error))
     return eps * (N + K + problem.d + 8) * value + problem.multiplicity @ (2 * error * wrong) / problem.total
 
 
 def norm_rounding(G: Float[Array, "K N"], sigma: Float[Array, ""]) -> Float[Array, ""]:
     """A relative bound on the rounding of ‖G‖₂ from the Gram matrix of G and its eigensolver."""
     K, N = G.shape
-    spread = jnp.sum(G**2) / jnp.where(sigma > 0, sigma**2, 1)
+    spread = jnp.sum((G / jnp.where(sigma > 0, sigma, 1)) ** 2)
     return jnp.finfo(G.dtype).eps * (N + 10 * K) * spread

@@ -3,13 +3,14 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from ufm.model.problem import Params, Problem, objective
 from ufm.theory.duality import sample_gradient, top_singular_pair
 
-LENGTHS = 2.0 ** jnp.arange(-12, 14)  # where along the ray the drop is looked for
+LENGTHS = 2.0 ** np.arange(-12, 14)  # where along the ray the drop is looked for
 
 
 class Escape(eqx.Module):

@@ -52,10 +52,17 @@ def claim(name: str, statement: str, source: str, tolerance: float) -> Callable[
     return lambda cases: Claim(name, statement, source, tolerance, cases)
 
 
+def _caught(cases: Cases) -> Cases:
+    try:
+        yield from cases
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}", math.inf
+
+
 def check(claim: Claim, *, full: bool = False) -> Evidence:
-    """Run every case of a claim; NaN counts as the worst residual of all."""
+    """Run every case of a claim; NaN and an exception count as the worst residual of all, and the latter ends it."""
     start, count, worst, worst_case = time.perf_counter(), 0, -math.inf, ""
-    for description, residual in claim.cases(full):
+    for description, residual in _caught(claim.cases(full)):
         residual = math.inf if math.isnan(residual) else float(residual)
         count += 1
         if residual > worst:
