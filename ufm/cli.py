@@ -204,7 +204,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Train:
-    """Train ResNet18 on real images into collapse, measured against the theory as it goes."""
+    """Train ResNet18 on real images into collapse, measured against the theory as it goes, and draw training.png."""
 
     out: tyro.conf.Positional[Path]
     """Folder of the run: new, or with --resume that of a run that was stopped."""
@@ -216,9 +216,11 @@ class Train:
 
     def run(self) -> int:
         """Run it; the exit status."""
+        from ufm.lab.plots import draw_training
         from ufm.nets.train import train
 
         folder = train(self.config, self.out, resume=self.resume, quiet=self.json)
+        draw_training(folder)
         last = read_json(folder / "history.json")[-1]
         if self.json:
             print(json.dumps(last))
@@ -322,12 +324,16 @@ def _demonstrate(folder: Path, *, quiet: bool) -> dict[str, Any]:
 
 
 def _network_table(last: dict[str, Any]) -> str:
+    sides = {"observed": "observed", "predicted": "theory", "predicted_nonnegative": "theory, H ≥ 0"}
+    shown = [side for side in sides if side in last]
     rows = [f"\nResNet18 trained on digits for {last['epoch']} epochs, beside the theory"]
-    rows.append(f"  {'':<22}{'observed':>12}{'predicted':>12}")
-    for name, value in last["observed"].items():
-        rows.append(f"  {name:<22}{value:>12.5g}{last['predicted'][name]:>12.5g}")
-    shown = ("nc1_pinv", "nc2_etf_err", "nc2_etf_err_weights", "nc3_dual_err", "nc4_disagree")
-    rows += [f"  {name:<22}{last['collapse'][name]:>12.5g}{0:>12}" for name in shown]
-    rows.append(f"  {'train error':<22}{last['train_error']:>12.5g}\n  {'test error':<22}{last['test_error']:>12.5g}")
-    rows.append(f"  {'certified gap':<22}{last['gap']:>12.5g}   f exceeds f* by at most this\n")
-    return "\n".join(rows)
+    rows.append(_row("", *(sides[side] for side in shown)))
+    rows += [_row(name, *(last[side][name] for side in shown)) for name in last["observed"]]
+    for name in ("nc1_pinv", "nc2_etf_err", "nc2_etf_err_weights", "nc3_dual_err", "nc4_disagree"):
+        rows.append(_row(name, last["collapse"][name], *(0.0 for _ in shown[1:])))
+    rows += [_row(name, last[name]) for name in ("train_error", "test_error", "gap")]
+    return "\n".join(rows) + "  ≥ f − f*\n"
+
+
+def _row(name: str, *values: Any) -> str:
+    return f"  {name:<22}" + "".join(f"{f'{v:.5g}' if isinstance(v, float) else v:>16}" for v in values)

@@ -26,13 +26,15 @@ def draw_claims(folder: Path) -> Path:
     rows = np.arange(len(claims))[::-1]
     worst = np.clip([float(c["worst"]) for c in claims], 1e-17, 1e3)
     tolerance = np.maximum([c["tolerance"] for c in claims], 1e-17)
-    colours = ["tab:blue" if c["holds"] else "tab:red" for c in claims]
+    holds = np.array([c["holds"] for c in claims])
     axes.hlines(rows, worst, tolerance, color="0.8", lw=1)
-    axes.scatter(worst, rows, c=colours, label="worst residual (red: fails)", zorder=2)
+    axes.scatter(worst[holds], rows[holds], color="tab:blue", label="worst residual", zorder=2)
+    if not holds.all():
+        axes.scatter(worst[~holds], rows[~holds], color="tab:red", label="claim fails", zorder=2)
     axes.plot(tolerance, rows, "|", color="black", ms=12, label="tolerance")
     axes.set(xscale="log", yticks=rows, yticklabels=[f"{c['name']} ({c['cases']})" for c in claims])
     axes.set_xlabel("residual (1e-17 stands for zero, 1e3 for a contradiction)")
-    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return _save(figure, folder / "claims.png")
 
 
@@ -46,7 +48,7 @@ def draw_training(folder: Path) -> Path:
     _beside_theory(margin, history, {"margin_mean": "mean logit margin t"})
     _beside_theory(norms, history, {"w_norm2_mean": "mean ‖w‖²", "h_norm2_mean": "mean ‖h‖²"}, yscale="log")
     _beside_theory(balance, history, {"balance": "λ_W‖W‖² / (λ_H‖H‖²)"}, yscale="log")
-    balance.set_ylim(*np.clip(balance.get_ylim(), (0, 2), (0.5, np.inf)))
+    balance.set_ylim(*np.clip(balance.get_ylim(), (0, 10), (0.1, np.inf)))
     _beside_theory(value, history, {"value": "f of the features"}, yscale="log")
     _line(value, history, [row["gap"] for row in history], label="certified gap ≥ f − f*", **OBSERVED)
     value.set_ylabel("nats")
@@ -74,7 +76,7 @@ def _errors(axes: Axes, history: Sequence[Row]) -> None:
     for name in ("train_error", "test_error"):
         _line(axes, history, [100 * row[name] for row in history], label=name.replace("_", " "), **OBSERVED)
     shown = [100 * row[name] for row in history for name in ("train_error", "test_error") if row[name]]
-    axes.set_yscale("symlog", linthresh=min(shown, default=1.0))
+    axes.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(min(shown, default=1.0))), linscale=0.3)
     axes.set(ylabel="per cent", ylim=(0, 1.3 * max(shown, default=1.0)))
 
 

@@ -82,7 +82,7 @@ class Problem(eqx.Module):
         return self.Y @ self.multiplicity
 
     @property
-    def total(self) -> Scalar:
+    def total(self) -> Scalar | np.floating:
         """Number of samples, N."""
         return self.multiplicity.sum()
 
