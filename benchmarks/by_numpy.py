@@ -32,11 +32,13 @@ class NumpyObjective:
         Z -= Y
         Z /= N
         grad = np.empty_like(x)
-        for out, residual, lam, part in zip(self.split(grad), (Z @ H.T, W.T @ Z, Z.sum(1)), self.lams, (W, H, b), strict=True):
+        penalty = 0.0
+        slopes = Z @ H.T, W.T @ Z, Z.sum(1)
+        for out, slope, lam, part in zip(self.split(grad), slopes, self.lams, (W, H, b), strict=True):
             np.multiply(lam, part, out=out)
-            out += residual
-        penalty = sum(lam * np.vdot(part, part) for lam, part in zip(self.lams, (W, H, b), strict=True))
-        return fit / N + penalty / 2, grad
+            out += slope
+            penalty += lam * np.vdot(part, part) / 2
+        return fit / N + penalty, grad
 
     def split(self, x: np.ndarray) -> list[np.ndarray]:
         """Views of W, H and b in a flat point."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy, linear
 
 from ufm.model.problem import Params, Problem
 
@@ -17,7 +17,7 @@ class TorchObjective:
     def __call__(self, W: torch.Tensor, H: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """f(W, H, b)."""
         penalty = sum(lam * part.square().sum() for lam, part in zip(self.lams, (W, H, b), strict=True) if lam)
-        return F.cross_entropy(F.linear(H, W, b), self.labels) + penalty / 2
+        return cross_entropy(linear(H, W, b), self.labels) + penalty / 2
 
 
 def leaves(params: Params) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from benchmarks.race import CORES, HAS_TORCH, Contender, Row, absent, compile_ti
 from ufm import Params, Problem, balanced, init, objective, optimal_value
 
 ETA = 1.0
-TORCH = "PyTorch autograd"
+NUMPY, TORCH = "NumPy, analytic gradient", "PyTorch autograd"
 
 
 def compare_descents(K: int, n: int, d: int, lam_W: float, lam_H: float, steps: int, repeats: int) -> list[Row]:
@@ -47,9 +47,13 @@ def _descend(problem: Problem, start: Params, steps: int) -> Params:
 
 
 def _others(problem: Problem, start: Params, steps: int) -> dict[str, Callable]:
-    others = {"NumPy, analytic gradient": partial(descend_by_numpy, NumpyObjective(problem), flatten(start), steps=steps, eta=ETA)}
+    others = {
+        "NumPy, analytic gradient": partial(
+            descend_by_numpy, NumpyObjective(problem), flatten(start), steps=steps, eta=ETA
+        )
+    }
     if HAS_TORCH:
         from benchmarks.by_torch import TorchObjective, descend_by_torch
 
-        others[TORCH] = partial(descend_by_torch, TorchObjective(problem), start, steps=steps, eta=ETA)
+        others[TORCH] = partial(descend_by_torch, TorchObjective(problem), start, **options)
     return others

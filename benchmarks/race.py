@@ -12,7 +12,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -24,14 +24,14 @@ class Contender:
         name: of the library and its method.
         run: does the whole job, waits for it and returns where it ended.
         steps: that the job takes.
-        compile_seconds: once per shape, outside the time; None for what is not compiled.
+        prepare: once per shape, outside the time; None for what is not compiled.
         threads: to try for BLAS and PyTorch, of which the fastest counts. XLA keeps its own pool of all cores.
     """
 
     name: str
     run: Callable[[], Any]
     steps: int | None = None
-    compile_seconds: float | None = None
+    prepare: float | None = None
     threads: Sequence[int] = tuple(sorted({1, CORES}))
 
 
@@ -53,7 +53,7 @@ class Row:
     steps: int | None = None
     error: float | None = None
     ratio: float | None = None
-    compile_seconds: float | None = None
+    prepare: float | None = None
     note: str = ""
 
 
@@ -68,7 +68,7 @@ def race(job: str, contenders: Sequence[Contender], error: Callable[[Any], float
     times = [statistics.median(column) for column in zip(*rounds, strict=True)]
     rows: dict[str, Row] = {}
     for (c, threads), seconds, reached in zip(attempts, times, errors, strict=True):
-        row = Row(job, c.name, threads, seconds, c.steps, reached, seconds / times[0], c.compile_seconds)
+        row = Row(job, c.name, threads, seconds, c.steps, reached, seconds / times[0], c.prepare)
         rows[c.name] = min(rows.get(c.name, row), row, key=lambda r: r.ratio)
     return list(rows.values())
 

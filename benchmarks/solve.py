@@ -31,7 +31,7 @@ def compare_solvers(K: int, n: int, d: int, lam_W: float, lam_H: float, repeats:
 
     ours = partial(_solve, problem, start)
     compiled = compile_time(partial(ours, steps=1))
-    contenders = [contender("ufm.minimise", ours, compile_seconds=compiled, threads=[CORES])]
+    contenders = [contender("ufm.minimise", ours, prepare=compiled, threads=[CORES])]
     contenders += [contender(name, solve) for name, solve in _others(problem, start).items()]
     job = f"solve λ_W={lam_W:g} λ_H={lam_H:g}"
     return race(job, contenders, error, repeats) + absent(job, TORCH)

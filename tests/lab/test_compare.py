@@ -76,11 +76,11 @@ def test_columns_stand_for_as_many_samples_as_their_multiplicity():
 
 
 @pytest.mark.parametrize("bias", BIAS, ids=str)
-@pytest.mark.parametrize("counts", [[3, 3, 3], [5, 2, 2, 1]], ids=str)
+@pytest.mark.parametrize("counts", [[2, 2, 2], [3, 1, 2]], ids=str)
 def test_at_the_optimum_observed_is_predicted_and_the_gap_closes(counts, bias):
-    problem = imbalanced(counts, 6, **LAMBDAS, **bias)
+    problem = imbalanced(counts, 4, **LAMBDAS, **bias)
     best = global_minimiser(problem)
-    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     turned = Params(best.W @ rotation, rotation.T @ best.H, best.b)
     sides, certificate = compare(problem, turned)
     assert sides["observed"] == pytest.approx(sides["predicted"], rel=1e-12, abs=1e-12)
@@ -92,14 +92,13 @@ def test_at_the_optimum_observed_is_predicted_and_the_gap_closes(counts, bias):
 def test_margins_at_the_optimum_are_those_of_the_theory():
     """Worked example of THEORY 1.2: K = 4, n = 5."""
     problem = balanced(4, 5, 6, **LAMBDAS)
-    sides, _ = compare(problem, init(problem, jax.random.key(0)))
     expected = {"value": 0.126028943439, "margin_mean": 4.93030234, "w_norm2_mean": 5.22937533}
     expected |= {"margin_min": 4.93030234, "h_norm2_mean": 2.61468766, "balance": 1.0, "bias_spread": 0.0}
-    assert sides["predicted"] == pytest.approx(expected, rel=1e-8)
+    assert summarise(problem, global_minimiser(problem)) == pytest.approx(expected, rel=1e-8)
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([(2, 2, 2), (4, 1, 1), (1, 1, 1)]))
+@given(st.integers(0, 10**6), st.sampled_from([(2, 2, 2), (3, 1, 2)]))
 def test_nothing_observed_is_below_the_prediction_nor_further_above_than_the_gap(seed, counts):
     problem, point = problem_of_features(_features(counts, seed=seed), **LAMBDAS, lam_b=0.0)
     sides, certificate = compare(problem, point)
@@ -153,7 +152,7 @@ def test_no_box_constrained_descent_gets_below_the_optimum_under_H_nonnegative(b
 @pytest.mark.parametrize("K", [2, 3, 10])
 @pytest.mark.parametrize("load", [1e-3, 0.3, 0.999, 1.001])
 def test_the_optimum_under_H_nonnegative_is_that_of_theory_for_equal_counts(K, load):
-    """THEORY 3.7 with n_k = n: q_k = N √(λ_Wλ_H/(n K(K−1))), f* = Σ_k [(n/N) log(1+(K−1)e^{−t}) + …]; zero iff Kq ≥ 1."""
+    """THEORY 3.7 with n_k = n, by its q_k = N √(λ_Wλ_H/(n K(K−1))); load is K q_k, and from 1 on all is zero."""
     n, N = 3, 3 * K
     s = load * np.sqrt(n * K * (K - 1)) / N / K
     problem = balanced(K, n, K, lam_W=2 * s, lam_H=s / 2)

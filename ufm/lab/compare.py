@@ -72,11 +72,11 @@ def compare(problem: Problem, params: Params) -> tuple[dict[str, dict[str, float
     Raises:
         ValueError: as certify and global_minimiser do.
     """
-    certificate = certify(problem, params)
+    check_point(problem, params)
     points = {"observed": params, "predicted": global_minimiser(problem)}
     if is_balanced(problem) and problem.d >= problem.K and bool(jnp.all(params.H >= 0)):
         points["predicted_nonnegative"] = nonnegative_minimiser(problem)
-    return {name: summarise(problem, point) for name, point in points.items()}, certificate
+    return {name: summarise(problem, point) for name, point in points.items()}, certify(problem, params)
 
 
 def summarise(problem: Problem, x: Params) -> dict[str, float]:

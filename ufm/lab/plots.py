@@ -45,11 +45,11 @@ def draw_training(folder: Path) -> Path:
     (errors, collapse, margin), (norms, balance, value) = panels = figure.subplots(2, 3)
     _errors(errors, history)
     _collapse(collapse, history)
-    _beside_theory(margin, history, {"margin_mean": "mean logit margin t"})
-    _beside_theory(norms, history, {"w_norm2_mean": "mean ‖w‖²", "h_norm2_mean": "mean ‖h‖²"}, yscale="log")
-    _beside_theory(balance, history, {"balance": "λ_W‖W‖² / (λ_H‖H‖²)"}, yscale="log")
+    _beside_theory(margin, history, {"margin_mean": "mean logit margin t"}, log=False)
+    _beside_theory(norms, history, {"w_norm2_mean": "mean ‖w‖²", "h_norm2_mean": "mean ‖h‖²"})
+    _beside_theory(balance, history, {"balance": "λ_W‖W‖² / (λ_H‖H‖²)"})
     balance.set_ylim(*np.clip(balance.get_ylim(), (0, 10), (0.1, np.inf)))
-    _beside_theory(value, history, {"value": "f of the features"}, yscale="log")
+    _beside_theory(value, history, {"value": "f of the features"})
     _line(value, history, [row["gap"] for row in history], label="certified gap ≥ f − f*", **OBSERVED)
     value.set_ylabel("nats")
     for axes in panels.flat:
@@ -90,18 +90,27 @@ def _collapse(axes: Axes, history: Sequence[Row]) -> None:
     }
     for name, label in names.items():
         _line(axes, history, [row["collapse"][name] for row in history], label=label, **OBSERVED)
-    axes.set(yscale="log", ylabel="collapse metric")
+    axes.set_ylabel("collapse metric")
+    _logarithmic(axes)
 
 
-def _beside_theory(axes: Axes, history: Sequence[Row], names: dict[str, str], yscale: str = "linear") -> None:
+def _beside_theory(axes: Axes, history: Sequence[Row], names: dict[str, str], *, log: bool = True) -> None:
     """Observed quantities by name and label, and the theory's lines for them."""
     for name, label in names.items():
         _line(axes, history, [row["observed"][name] for row in history], label=label, **OBSERVED)
     for side, style in THEORY.items():
         for name in names if side in history[-1] else ():
-            _line(axes, history, [row[side][name] for row in history], **style)
+            _line(axes, history, [row[side][name] if side in row else np.nan for row in history], **style)
             style = style | {"label": None}
-    axes.set(yscale=yscale, ylabel=", ".join(names.values()))
+    axes.set_ylabel(", ".join(names.values()))
+    if log:
+        _logarithmic(axes)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis, where there is something to show on it."""
+    if any(np.any(np.asarray(line.get_ydata()) > 0) for line in axes.get_lines()):
+        axes.set_yscale("log")
 
 
 def _save(figure: Figure, path: Path) -> Path:

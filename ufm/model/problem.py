@@ -30,7 +30,8 @@ def is_concrete(x: Any) -> bool:
 def _leaf(x: Any) -> Any:
     """A floating array that stays concrete inside traced functions unless it is traced itself."""
     if isinstance(x, jax.Array):
-        return x.astype(jnp.result_type(x, jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else float))
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32) if floating else float)
     return np.asarray(x, jnp.result_type(float))
 
 
@@ -130,7 +131,7 @@ def balanced(
     K: int, n: int, d: int, *, lam_W: Any, lam_H: Any, lam_b: Any = 0.0,
     loss: Loss = CrossEntropy(), use_bias: bool = True,
 ) -> Problem:  # fmt: skip
-    """The model with n samples in each of K classes, columns in class order (zhu2021, eq. 3)."""
+    """The model with n samples in each of K classes, columns in class order (zhu2021)."""
     _check_integer("K", K, at_least=2)
     _check_integer("n", n, at_least=1)
     return imbalanced([n] * K, d, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b, loss=loss, use_bias=use_bias)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from ufm.model.problem import Problem
 
 
+@jax.jit
 def optimal_bias(
     problem: Problem, Z: Float[Array, "K N"], b: Float[Array, " K"], *, max_steps: int = 100
 ) -> Float[Array, " K"]:
@@ -25,7 +26,7 @@ def optimal_bias(
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         b, steps, _ = state
         hessian = problem.loss.mean_hessian(Z + b[:, None], problem.Y, weights)
-        gauge = jnp.trace(hessian) / problem.K * ones
+        gauge = jnp.where(problem.lam_b > 0, 0, jnp.trace(hessian) / problem.K) * ones
         move = -jnp.linalg.solve(hessian + problem.lam_b * jnp.eye(problem.K) + gauge, gradient(b))
         move = jnp.nan_to_num(move / jnp.maximum(1, jnp.max(jnp.abs(move))))
         return b + move, steps + 1, jnp.max(jnp.abs(move))

@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, check_shapes, is_concrete, logits, objective
 from ufm.theory.duality import dual_value, norm_rounding, sample_gradient, top_singular_pair, value_rounding
 from ufm.theory.escape import escape
@@ -68,16 +69,18 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
 
     Verdicts:
         GLOBAL: gap + rounding ≤ tol · f, so f exceeds f* by no more than that.
-        STRICT_SADDLE: the gradients by (W, H) and by b are at most grad_tol of the terms that make them up, the dual
-            norm exceeds s by ten times what the remaining gradient could explain, and f curves down and falls along
-            `direction`.
+        STRICT_SADDLE: the gradients by (W, H) and by b are at most a fraction ρ ≤ grad_tol of the terms that make them
+            up; the dual norm exceeds s by ten times what ‖∇f‖ / min(λ_W, λ_H) of displacement could explain; the gap is
+            larger than √ρ f, as it is not near the optimum; f curves down and falls along `direction`, as measured.
+            What is shown is the Hessian at this point; a critical point within rounding of it is inferred.
         NOT_CRITICAL: neither, and the gradient is larger than that.
         UNDECIDED: anything else; the gap still holds.
 
     Rounding: `rounding` bounds what float arithmetic (with exp and log good to an ulp) can have changed in gap, summed
-    from duality.dual_value, norm_rounding and value_rounding: about (N + K + d) eps of f, and the logits' own error
-    times the probability of a wrong class. In float64 it is 1e-14 f for a hundred samples and 1e-10 f for a million;
-    it is a bound on rounding, not interval arithmetic.
+    from duality.dual_value, norm_rounding and value_rounding: about (N + K + d) eps of f, 4N eps of the dual value and
+    the logits' own error times the probability of a wrong class. In float64 that is near 1e-13 f for a hundred samples
+    and 1e-9 f for a million; for λ_b > 0 it grows as eps²/λ_b. It is a bound on rounding, not interval arithmetic, for
+    the problem and point as given in JAX's default precision. At points so large that f overflows nothing is finite.
 
     Args:
         problem: the model; its λ's may be traced.
@@ -86,7 +89,7 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
         grad_tol: relative gradient below which a point counts as critical.
 
     Raises:
-        ValueError: if shapes do not match or entries are not finite.
+        ValueError: if shapes do not match, entries are not finite, or the loss is not cross-entropy.
 
     Source: THEORY 8.1 and 0, derived for this project.
     """
@@ -97,6 +100,8 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
 
 def check_point(problem: Problem, params: Params) -> None:
     """Refuse a point of the wrong shapes or with entries that are not finite."""
+    if not isinstance(problem.loss, CrossEntropy):
+        raise ValueError(f"loss must be CrossEntropy to be certified, got {type(problem.loss).__name__}")
     check_shapes(problem, params)
     for name in ("W", "H", "b"):
         value = getattr(params, name)
@@ -114,8 +119,10 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
     sigma = top_singular_pair(G)[0]
     grad_norm = full_norm(problem, grad, dual=True)
     is_global = gap + rounding <= tol * value
-    is_critical = _is_critical(problem, params, grad, R, grad_tol)
-    exceeds = sigma * (1 - norm_rounding(G, sigma)) - problem.s > 10 * _stray(problem, params, grad_norm)
+    relative_grad = _relative_gradient(problem, params, grad, R)
+    is_critical = relative_grad <= grad_tol
+    excess = sigma * (1 - norm_rounding(G, sigma)) - problem.s
+    exceeds = (excess > 10 * _stray(problem, params, grad_norm)) & (gap > jnp.sqrt(relative_grad) * value)
     way = jax.lax.cond(
         ~is_global & is_critical & exceeds,
         lambda: escape(problem, params, R),
@@ -137,20 +144,25 @@ def full_norm(problem: Problem, x: Params, *, dual: bool = False) -> Float[Array
     return jnp.sqrt(jnp.sum(x.W**2) + jnp.sum(weight * x.H**2) + problem.use_bias * jnp.sum(x.b**2))
 
 
-def _is_critical(
-    problem: Problem, params: Params, grad: Params, R: Float[Array, "K N"], grad_tol: Any
-) -> Bool[Array, ""]:
-    """Whether ∇f is small beside the terms that cancel in it at a critical point: the penalties, and the fit for b."""
+def _relative_gradient(problem: Problem, params: Params, grad: Params, R: Float[Array, "K N"]) -> Float[Array, ""]:
+    """∇f over the terms that cancel in it at a critical point, the penalties' for (W, H) and the fit's for b."""
     features = full_norm(problem, Params(grad.W, grad.H, 0 * grad.b), dual=True)
     W, H = jnp.asarray(problem.lam_W) * params.W, jnp.asarray(problem.lam_H) * params.H
     penalty = full_norm(problem, Params(W, H, 0 * params.b))
     fit = problem.multiplicity @ jnp.linalg.norm(R, axis=0) / problem.total
-    bias = ~jnp.asarray(problem.use_bias) | (jnp.linalg.norm(grad.b) <= grad_tol * fit)
-    return (features <= grad_tol * penalty) & bias
+    bias = problem.use_bias * jnp.linalg.norm(grad.b)
+    return jnp.maximum(_ratio(features, penalty), _ratio(bias, fit))
+
+
+def _ratio(x: Float[Array, ""], scale: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(x > 0, x / jnp.where(scale > 0, scale, jnp.finfo(x.dtype).tiny), 0)
 
 
 def _stray(problem: Problem, params: Params, grad_norm: Float[Array, ""]) -> Float[Array, ""]:
-    """How much ‖∇_Z g‖₂ can differ at a critical point ‖∇f‖ / min(λ_W, λ_H) away, for ‖∇²ℓ‖₂ ≤ 1/2 (cross-entropy)."""
+    """How much ‖∇_Z g‖₂ can differ at a critical point ‖∇f‖ / min(λ_W, λ_H) away, to first order, for ‖∇²ℓ‖₂ ≤ 1/2.
+
+    That distance is a scale, not a bound: where the Hessian is nearly singular a critical point can be further.
+    """
     H_norm = jnp.sqrt(jnp.sum(problem.multiplicity * params.H**2))
     slope = (jnp.linalg.norm(params.W) + H_norm + jnp.sqrt(problem.total)) / (2 * problem.total)
     return slope * grad_norm / jnp.minimum(problem.lam_W, problem.lam_H)

@@ -27,12 +27,14 @@ def top_singular_pair(
 def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """D(Λ) = −g*(Λ) − ‖Λ1‖²/(2λ_b) ≤ f* at the feasible Λ nearest the point, and a bound on its rounding, in nats.
 
-    The rounding counts N + K + 8 terms in each sum of one sign, and for ‖Λ‖₂ the fraction norm_rounding: D is concave
-    and 0 at Λ = 0, so shrinking Λ by a fraction costs at most that fraction of D. In a free bias what rounding leaves
-    of Λ1 costs ‖Λ1‖₁ max |log Q|.
-
     Λ = θ (P − Y)/N with P the softmax at the point's WH and the best bias for it; θ ≤ 1 shrinks it to ‖Λ‖₂ ≤ s. A
-    free bias (λ_b = 0) needs Λ1 = 0 exactly, so what Newton's method left of it is moved between classes first.
+    free bias (λ_b = 0) needs Λ1 = 0 exactly, so what Newton's method left of it is moved between classes first. Any
+    feasible Λ will do, so errors in the logits, in P and in the bias make the bound worse but not wrong.
+
+    The rounding counts N + K + 8 terms in each sum of one sign, and for ‖Λ‖₂ the fraction norm_rounding: D is concave
+    and 0 at Λ = 0, so shrinking Λ by a fraction costs at most that fraction of it. What rounding leaves of Λ1 costs
+    its size times the optimal bias, which λ_b > 0 gives as Λ1/λ_b; if the bias is free, moving that mass back between
+    two entries of a column costs at most the difference of their logits.
     """
     Z = jnp.matmul(params.W, params.H, precision="highest")
     logits = Z
@@ -46,10 +48,9 @@ def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Floa
     overshoot = jnp.max(-jnp.sum(problem.Y * R, axis=0))
     R = R / jnp.max(jnp.stack([jnp.ones_like(sigma), sigma / problem.s, overshoot]))
     bias_cost, bias_rounding = _bias_terms(problem, R, logits)
-    dual = -jnp.asarray(problem.multiplicity @ problem.loss.conjugate(R, problem.Y)) / problem.total - bias_cost
-    sums = sum(problem.Y.shape) + 8
-    relative = sums * jnp.finfo(R.dtype).eps + norm_rounding(G, sigma)
-    return dual, relative * jnp.abs(dual) + bias_rounding
+    entropy = -jnp.asarray(problem.multiplicity @ problem.loss.conjugate(R, problem.Y)) / problem.total
+    relative = (sum(problem.Y.shape) + 8) * jnp.finfo(R.dtype).eps + norm_rounding(G, sigma)
+    return entropy - bias_cost, relative * (entropy + bias_cost) + bias_rounding
 
 
 def _mean_residual(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, " K"]:
@@ -74,7 +75,7 @@ def _bias_terms(
         return jnp.zeros(()), jnp.zeros(())
     r = _mean_residual(problem, R)
     size = jnp.linalg.norm(_mean_residual(problem, jnp.abs(R)))
-    error = logits.shape[1] * jnp.finfo(R.dtype).eps * size
+    error = (sum(problem.Y.shape) + 8) * jnp.finfo(R.dtype).eps * size
     lam = jnp.where(problem.lam_b > 0, problem.lam_b, 1)
     cost = jnp.where(problem.lam_b > 0, jnp.sum(r**2) / (2 * lam), 0)
     slope = 2 * jnp.max(jnp.abs(logits)) + jnp.log(problem.K)
@@ -87,8 +88,9 @@ def value_rounding(
 ) -> Float[Array, ""]:
     """A bound on |computed f − f|, R the residual at the point.
 
-    Sums of terms of one sign round relatively. A logit's error e changes ℓ by at most 2e times the wrong classes'
-    probability on the way, which is at most exp(2e) times the one at the point.
+    Sums of terms of one sign round relatively, by at most one rounding per row and per column if a matrix is summed in
+    blocks or row by row, as XLA does; so N + K + d of them. A logit's error e changes ℓ by at most 2e times the wrong
+    classes' probability on the way, which is at most exp(2e) times the one at the point.
     """
     K, N = problem.Y.shape
     eps = jnp.finfo(value.dtype).eps
@@ -100,7 +102,10 @@ def value_rounding(
 
 
 def norm_rounding(G: Float[Array, "K N"], sigma: Float[Array, ""]) -> Float[Array, ""]:
-    """A relative bound on the rounding of ‖G‖₂ from the Gram matrix of G and its eigensolver."""
+    """A relative bound on the rounding of ‖G‖₂: N eps |G||G|ᵀ in its Gram matrix, 10 K eps in the eigensolver.
+
+    The norm of |G||G|ᵀ is at most its largest row sum, about 4‖G‖₂² at a simplex ETF.
+    """
     K, N = G.shape
-    spread = jnp.sum((G / jnp.where(sigma > 0, sigma, 1)) ** 2)
-    return jnp.finfo(G.dtype).eps * (N + 10 * K) * spread
+    M = jnp.abs(G) / jnp.where(sigma > 0, sigma, 1)
+    return jnp.finfo(G.dtype).eps * (N * jnp.max(M @ jnp.sum(M, axis=0)) + 10 * K)

@@ -25,7 +25,7 @@ class Escape(eqx.Module):
 def predicted_curvature(problem: Problem, sigma: Float[Array, ""]) -> Float[Array, ""]:
     """(λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + σ²), negative iff σ > s.
 
-    The least Hessian eigenvalue at a critical point with ‖∇_Z g‖₂ = σ and a null vector of W (THEORY 0).
+    At a critical point with ‖∇_Z g‖₂ = σ ≥ s and a null vector of W it is the least Hessian eigenvalue (THEORY 0).
     """
     mean, half = (problem.lam_W + problem.lam_H) / 2, (problem.lam_W - problem.lam_H) / 2
     return jnp.asarray(mean - jnp.hypot(half, sigma))

@@ -75,8 +75,9 @@ def nonnegative_minimiser(problem: Problem) -> Params:
     Raises:
         ValueError: as balanced_minimiser does, and if d < K.
 
-    Source: THEORY 3.7, derived for this project for classifiers without bias, where dang2024 has the geometry; for
-    equal counts the problem is convex and symmetric in the classes, so that a bias stays at a multiple of 1.
+    Source: THEORY 3.7, derived for this project without bias, where dang2024 has the geometry. With one: for
+    S_k = Σ_{i∈k} h_i ≥ 0 the mean gap is at most √(1/(nK(K−1))) ‖W‖‖H‖, since ‖S P‖² ≤ (1 − 1/K)‖S‖², and for equal
+    counts the bias cancels in it; Jensen's inequality does the rest.
     """
     K, n, d = problem.K, class_size(problem), problem.d
     if d < K:
@@ -99,7 +100,7 @@ def class_size(problem: Problem) -> float:
 
 
 def check_dimension(problem: Problem) -> None:
-    """Refuse d < K − 1, where the optimum is not that of the convex problem (NUC)."""
+    """Refuse d < K − 1, where the optimum need not be that of the convex problem (NUC)."""
     if problem.d < problem.K - 1:
         raise ValueError(f"d must be at least K - 1 = {problem.K - 1} for the global optimum, got {problem.d}")
 

@@ -1,8 +1,9 @@
 """The convex problem reduced by its symmetry: classes of equal size are alike, so each distinct size counts once.
 
-(NUC) is convex and unchanged by permuting classes of equal size, and its optimal logits are unique up to a constant per
-column, which the nuclear norm sets to zero; so they share the symmetry. Class-level logits then are, for class k in
-the group A of size k_A and a sample of class l in group B,
+(NUC) is convex and unchanged by permuting classes of equal size, so averaging over permutations keeps an optimum
+optimal. Its logits are unique up to a constant per column and, in a free bias, per row; the nuclear norm, strictly
+smaller without either, sets both to zero. Class-level logits then are, for class k in group A of size k_A and a
+sample of class l in group B,
 
     z_kl = c_AB + [A = B] a_A ([k = l] − 1/k_A),
 
@@ -11,7 +12,7 @@ and √ω-weighted, with sum-zero vectors within each group and the groups' indi
     ‖Z D^{1/2}‖_* = Σ_A (k_A − 1) √n_A |a_A| + ‖C‖_*,    C_AB = √k_A c_AB √(k_B n_B).
 
 With a_A = u_A²/(s√n_A) and C = WH/s the penalty is Σ_A (k_A − 1) u_A² + (‖W‖² + ‖H‖²)/2: smooth, and m groups cost
-m×m. Two groups are THEORY 3.5, all sizes distinct THEORY 8.2.
+K×m per evaluation. Two groups are THEORY 3.5, all sizes distinct THEORY 8.2.
 """
 
 import equinox as eqx
@@ -84,7 +85,7 @@ def class_logits(tied: TiedProblem, orbit: Orbit) -> Float[Array, "K K"]:
 
 
 def initial_orbit(tied: TiedProblem) -> Orbit:
-    """The simplex-encoded logits Z = t P, with the balanced margin t at the largest class size."""
+    """The simplex-encoded logits Z = t P, t the balanced margin at the largest class size, at least 0.1."""
     p, k, n = tied.representatives, jnp.asarray(tied.sizes), tied.counts
     t = jnp.maximum(margin(p.K, wrong_class_probability(n.max(), p.s)), 0.1)
     C = p.s * t * (np.eye(k.size) - jnp.sqrt(jnp.outer(k, k)) / p.K) * jnp.sqrt(n)

@@ -1,0 +1,96 @@
+"""All comparisons in one run: a table on the terminal and a record beside it."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from threadpoolctl import threadpool_info
+from tqdm import tqdm
+
+from benchmarks.descend import compare_descents
+from benchmarks.imbalanced import compare_optima
+from benchmarks.race import CORES, HAS_TORCH, Row
+from benchmarks.solve import compare_solvers
+from ufm.lab.records import as_json, provenance, write_json
+
+LAMBDAS = (5e-3, 5e-5), (5e-4, 1e-5)
+HEADER = ("threads", "seconds", "steps", "f − f*", "prepare", "theirs/ours")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Wall times of ufm beside those of what one would pick instead, all in float64; ratios above 1: ufm is ahead."""
+
+    quick: bool = False
+    """Tiny sizes: shows that all of it runs. The times mean nothing."""
+    limit: float = 900.0
+    """Seconds after which a CVXPY solve is stopped."""
+    record: Path = Path(__file__).parent / "records" / "latest.json"
+    """The JSON file that keeps the times, ratios, accuracies, versions and hardware; replaced if it exists."""
+
+
+def main(config: Config) -> Path:
+    """Run every comparison, print its table as soon as it is done, and write the record."""
+    jax.config.update("jax_enable_x64", True)
+    start = time.perf_counter()
+    command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
+    setting = {"command": command, "quick": config.quick, "blas": _kernels(), "rivals": _rivals()}
+    config.record.parent.mkdir(parents=True, exist_ok=True)
+    tqdm.write(f"{setting['blas']}; {CORES} cores; prepare: seconds to compile, or to build the cone program")
+    rows: list[Row] = []
+    for compare in tqdm(_comparisons(config), unit="comparison", leave=False):
+        rows += (found := compare())
+        tqdm.write(table(found))
+    write_json(config.record, as_json({**setting, **provenance(start), "rows": rows}))
+    return config.record
+
+
+def table(rows: list[Row]) -> str:
+    """The rows of one job under its name."""
+    lines = [f"\n{rows[0].job:<46}" + "".join(f"{title:>12}" for title in HEADER)]
+    for row in rows:
+        cells = (
+            _cell(row.threads, "d"),
+            _cell(row.seconds, ".4g"),
+            _cell(row.steps, "d"),
+            _cell(row.error, ".1e"),
+            _cell(row.prepare, ".2g"),
+            _cell(row.ratio, ".3g"),
+        )
+        lines.append(f"  {row.contender:<44}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row.note}".rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _comparisons(config: Config) -> list[Callable[[], list[Row]]]:
+    size, steps, repeats, Ks = ((3, 4, 3), 20, 2, (3,)) if config.quick else ((10, 100, 20), 1000, 15, (10, 50, 100))
+    return [
+        *(partial(compare_solvers, *size, *lams, repeats) for lams in LAMBDAS),
+        partial(compare_descents, *size, *LAMBDAS[0], steps, repeats),
+        *(partial(compare_optima, K, 1e-3, 1e-3, config.limit, repeats) for K in Ks),
+    ]
+
+
+def _kernels() -> str:
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return ", ".join(sorted({f"{b['internal_api']} {b['version']} with {b['architecture']} kernels" for b in blas}))
+
+
+def _rivals() -> dict[str, str]:
+    names = ["scipy", "cvxpy", "scs", "clarabel"] + ["torch"] * HAS_TORCH
+    return {name: version(name) for name in names}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,166 @@
+"""Every claim of the registry holds, and none would hold of a theory that is a little wrong."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ufm.lab.claims import REGISTRY, balanced, grid, imbalanced, saddles
+from ufm.lab.claims.claim import Claim, check, claim
+from ufm.model.problem import Params
+from ufm.theory import atlas, certificate, duality
+
+
+def _of(*residuals, tolerance=1e-6):
+    def cases(full):
+        yield from ((f"case {i}", residual) for i, residual in enumerate(residuals))
+
+    return claim("name", "statement", "source", tolerance)(cases)
+
+
+@pytest.mark.parametrize("claim", REGISTRY, ids=[claim.name for claim in REGISTRY])
+def test_every_claim_holds_on_the_quick_grid(claim):
+    evidence = check(claim)
+    assert evidence.holds, evidence
+    assert evidence.cases >= 4
+
+
+def test_every_statement_of_the_specification_is_there():
+    names = [claim.name for claim in REGISTRY]
+    assert len(set(names)) == len(names)
+    for statement in ("optimum", "Unique", "zero", "Balance", "gap is sound", "both sides", "Escape curvature",
+                      "Origin's curvature", "Minority collapse", "SELI, logarithmically", "NC1 to NC4"):  # fmt: skip
+        assert any(statement in name for name in names), statement
+    for found in REGISTRY:
+        assert "THEORY" in found.source or "20" in found.source
+        assert 0 <= found.tolerance < math.inf
+        assert found.cases.__doc__
+
+
+def test_evidence_is_the_worst_case_and_says_where_it_was():
+    evidence = check(_of(1e-9, 3e-7, 2e-7))
+    assert evidence.holds
+    assert (evidence.cases, evidence.worst, evidence.worst_case) == (3, 3e-7, "case 1")
+    assert evidence.seconds >= 0
+    assert (evidence.name, evidence.statement, evidence.source) == ("name", "statement", "source")
+
+
+@pytest.mark.parametrize("residual", [1e-6 * (1 + 1e-9), math.inf, math.nan, jnp.nan], ids=str)
+@pytest.mark.parametrize("place", [0, 2])
+def test_one_case_outside_the_tolerance_fails_the_claim(residual, place):
+    residuals = [0.0, 0.0]
+    residuals.insert(place, residual)
+    evidence = check(_of(*residuals))
+    assert not evidence.holds
+    assert evidence.worst_case == f"case {place}"
+    assert evidence.worst == (residual if residual < math.inf else math.inf)
+
+
+def test_a_residual_at_the_tolerance_still_agrees():
+    assert check(_of(1e-6)).holds
+    assert check(_of(0.0, tolerance=0.0)).holds
+    assert not check(_of(5e-324, tolerance=0.0)).holds
+
+
+def test_a_claim_without_a_case_fails():
+    evidence = check(_of())
+    assert not evidence.holds
+    assert evidence.cases == 0
+
+
+@pytest.mark.parametrize("error", [ArithmeticError("optimum not certified"), ValueError("d too small")])
+def test_a_claim_that_breaks_down_fails_and_says_why(error):
+    def cases(full):
+        yield "first", 0.0
+        raise error
+
+    evidence = check(Claim("name", "statement", "source", 1.0, cases))
+    assert not evidence.holds
+    assert evidence.cases == 2
+    assert str(error) in evidence.worst_case
+
+
+def test_an_interrupted_claim_is_no_evidence():
+    def cases(full):
+        yield "first", 0.0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(Claim("name", "statement", "source", 1.0, cases))
+
+
+def test_the_wide_grid_contains_the_quick_one_and_every_regime():
+    def texts(full):
+        return [text for text, _ in grid.balanced_problems(full)]
+
+    assert set(texts(False)) < set(texts(True))
+    shapes = grid.shapes(True)
+    assert {2, 3} <= {K for K, *_ in shapes}
+    assert any(n == 1 for _, n, *_ in shapes)
+    assert {0, 1} <= {d - K + 1 for K, _, d, _ in shapes}  # d = K − 1 and d = K
+    assert {frozenset(kind) for *_, kind in shapes} == {frozenset(), frozenset({"lam_b"}), frozenset({"use_bias"})}
+    assert min(grid.LOADS) < 1e-3
+    assert 1.0 in grid.LOADS
+    assert max(grid.LOADS) > 1
+
+
+def _scaled(factor):
+    return lambda f: lambda *arguments: f(*arguments) * factor
+
+
+def _moved(**factors):
+    def mutate(f):
+        def mutant(*arguments):
+            x = f(*arguments)
+            return dataclasses.replace(x, **{name: getattr(x, name) * factor for name, factor in factors.items()})
+
+        return mutant
+
+    return mutate
+
+
+def _noisy(f):
+    def mutant(problem, seed):
+        x = f(problem, seed)
+        return Params(x.W, x.H * (1 + 1e-4 * jax.random.normal(jax.random.key(0), x.H.shape)), x.b)
+
+    return mutant
+
+
+def _dual_scaled(f):
+    return lambda *arguments: (f(*arguments)[0] * (1 + 1e-6), f(*arguments)[1])
+
+
+TRACED = (certificate, duality)  # modules whose functions run compiled
+MUTANTS = {
+    "f* by 1e-9": (balanced.optimum_value, balanced, "balanced_value", _scaled(1 + 1e-9)),
+    "W* by 1e-9": (balanced.optimum_certified, balanced, "balanced_minimiser", _moved(W=1 + 1e-9)),
+    "W*, H* balance by 1e-6": (
+        balanced.optimum_unique, balanced, "balanced_minimiser", _moved(W=1 + 1e-6, H=1 - 1e-6),
+    ),
+    "threshold by 1e-9": (balanced.zero_threshold, balanced, "collapse_threshold", _scaled(1 + 1e-9)),
+    "minimiser's W by 1e-8": (balanced.balance, balanced, "solved", _moved(W=1 + 1e-8)),
+    "eigenvalue by 1e-9": (balanced.origin_index, balanced, "dense_eigenvalues", _scaled(1 + 1e-9)),
+    "features by 1e-4": (balanced.collapsed, balanced, "solved", _noisy),
+    "dual value by 1e-6": (saddles.gap_soundness, certificate, "dual_value", _dual_scaled),
+    "norm of ∇g by 1e-3": (
+        saddles.gap_soundness, duality, "top_singular_pair", lambda f: lambda G: (f(G)[0] * 0.999, *f(G)[1:]),
+    ),
+    "gap of coarse ETFs by 1e-6": (saddles.two_sides, atlas, "margin", _scaled(1 + 1e-6)),
+    "escape curvature by 1e-8": (saddles.escape_curvature, saddles, "predicted_curvature", _scaled(1 + 1e-8)),
+    "imbalanced threshold by 1e-9": (imbalanced.zero_threshold, imbalanced, "collapse_threshold", _scaled(1 + 1e-9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("claim", "module", "name", "mutate"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_formula_a_little_off_is_noticed(monkeypatch, request, claim, module, name, mutate):
+    monkeypatch.setattr(grid, "QUICK", ((2, 1, 2, {"lam_b": 1e-2}),))
+    monkeypatch.setattr(imbalanced, "COUNTS", ([10, 10, 10, 1, 1],))
+    if module in TRACED:
+        jax.clear_caches()  # what was traced before would run unmutated, and what is traced now must not stay
+        request.addfinalizer(jax.clear_caches)
+    monkeypatch.setattr(module, name, mutate(getattr(module, name)))
+    evidence = check(claim)
+    assert not evidence.holds, evidence
