@@ -1,4 +1,4 @@
-"""The dual bound's parts: singular pairs, feasibility, and the extremes where squares or exponentials leave the range."""
+"""The dual bound's parts: singular pairs, feasibility, and where squares or exponentials leave the range."""
 
 import jax
 import jax.numpy as jnp

@@ -104,7 +104,7 @@ def test_point_of_logits_fits_in_k_minus_1_dimensions():
 # Two groups: THEORY 3.5
 
 
-def four_scalars(k, n, s, lam_b, use_bias, x):
+def four_scalars(k, n, use_bias, x, s, lam_b):
     """f of (a_A, a_B, δ_A, δ_B, β) as THEORY 3.5 writes it."""
     a_A, a_B, d_A, d_B, beta = x
     beta = beta if use_bias else 0.0
@@ -124,10 +124,10 @@ def test_two_groups_are_the_four_scalars_of_theory_3_5(k, n, mode):
     lam_b, use_bias = (1e-2 if mode == "regularised" else 0.0), mode != "absent"
     N, counts = k[0] * n[0] + k[1] * n[1], [n[0]] * k[0] + [n[1]] * k[1]
     thresholds = np.sqrt(n[1]) / N  # of minority collapse
+    f = jax.jit(jax.value_and_grad(functools.partial(four_scalars, k, n, use_bias)))
     for s in (1e-4, 0.5 * thresholds, 0.99 * thresholds, 1.2 * thresholds):
-        f = jax.jit(functools.partial(four_scalars, k, n, s, lam_b, use_bias))
         found = scipy.optimize.minimize(
-            jax.jit(jax.value_and_grad(f)), [4.0, 2.0, 1.0, 1.0, 0.1], jac=True, method="L-BFGS-B",
+            f, [4.0, 2.0, 1.0, 1.0, 0.1], args=(s, lam_b), jac=True, method="L-BFGS-B",
             bounds=[(0, None), (0, None), (None, None), (None, None), (None, None)],
             options={"ftol": 0, "gtol": 1e-12, "maxiter": 2000},
         )  # fmt: skip

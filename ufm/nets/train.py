@@ -122,7 +122,7 @@ class _Trainer:
             chosen = order[start : start + size]
             yield self.images.x[chosen], self.images.labels[chosen]
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self) -> dict[str, Any]:
         """One more epoch of steps: its number, its seconds and the mean of its losses."""
         start = time.perf_counter()
         loss = float(np.mean([self.step(batch) for batch in self.batches(self.epoch)]))
@@ -135,11 +135,11 @@ class _Trainer:
         """One step of SGD; the regularised loss before it."""
         return self._step(self.model, self.optimiser, *batch)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[Any, Any]:
         """Everything that the rest of the run depends on, as plain arrays."""
         return nnx.to_pure_dict(nnx.state((self.model, self.optimiser)))
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[Any, Any]) -> None:
         """Back to a saved state."""
         target = nnx.state((self.model, self.optimiser))
         nnx.replace_by_pure_dict(target, state)

@@ -66,7 +66,7 @@ def _excesses(problem: Problem, best: Params, f_star: jax.Array, keys: jax.Array
 
 @claim(
     "Certificate, both sides",
-    "for d ≥ K−1 a critical point has ‖∇_Z g‖₂ ≤ √(λ_Wλ_H) iff it is global: the ETF has equality, coarse ETFs have 1/(K√n)",
+    "for d ≥ K−1 a critical point is global iff ‖∇_Z g‖₂ ≤ √(λ_Wλ_H): equality at the ETF, 1/(K√n) at coarse ETFs",
     "THEORY 0, 1.6",
     1e-12,
 )
