@@ -22,3 +22,10 @@ def test_set_up_is_two_commands():
     for target in ("verify", "test"):
         assert f"make {target}" in text
         assert f"\n{target}: $(READY)" in targets
+
+
+def test_every_claim_is_listed():
+    from ufm.lab.claims import REGISTRY
+
+    text = (ROOT / "README.md").read_text()
+    assert [c.name for c in REGISTRY if f"| {c.name} |" not in text] == []

@@ -110,6 +110,14 @@ def _scaled(factor):
     return lambda f: lambda *arguments: f(*arguments) * factor
 
 
+def _shifted(amount):
+    return lambda f: lambda *arguments: f(*arguments) + amount
+
+
+def _swapped(f):
+    return lambda *arguments, **options: f(*arguments, **options)[::-1]
+
+
 def _moved(**factors):
     def mutate(f):
         def mutant(*arguments):
@@ -150,6 +158,9 @@ MUTANTS = {
     ),
     "gap of coarse ETFs by 1e-6": (saddles.two_sides, atlas, "margin", _scaled(1 + 1e-6)),
     "escape curvature by 1e-8": (saddles.escape_curvature, saddles, "predicted_curvature", _scaled(1 + 1e-8)),
+    "minority threshold by 2e-5": (imbalanced.minority_collapse, imbalanced, "minority_threshold", _scaled(1 + 2e-5)),
+    "margins by 0.03": (imbalanced.margin_law, imbalanced, "ridge_margins", _shifted(0.03)),
+    "SELI's Gram": (imbalanced.seli_limit, imbalanced, "seli_grams", _swapped),
     "imbalanced threshold by 1e-9": (imbalanced.zero_threshold, imbalanced, "collapse_threshold", _scaled(1 + 1e-9)),
 }  # fmt: skip
 
@@ -158,6 +169,7 @@ MUTANTS = {
 def test_a_formula_a_little_off_is_noticed(monkeypatch, request, claim, module, name, mutate):
     monkeypatch.setattr(grid, "QUICK", ((2, 1, 2, {"lam_b": 1e-2}),))
     monkeypatch.setattr(imbalanced, "COUNTS", ([10, 10, 10, 1, 1],))
+    monkeypatch.setattr(saddles, "_unequal_problems", tuple)
     if module in TRACED:
         jax.clear_caches()  # what was traced before would run unmutated, and what is traced now must not stay
         request.addfinalizer(jax.clear_caches)

@@ -163,9 +163,9 @@ def _assert_close(found, expected, rtol=SINGLE):
 def test_the_explicit_penalty_is_that_of_the_model_on_the_batch(images):
     """Loss and gradient are f's, λ_H standing for the N/B samples that each one of the batch speaks for."""
     config = dataclasses.replace(CONFIG, lam_W=0.03, lam_H=0.02, lam_b=0.04)
-    trainer = module._Trainer(config, images)
-    x, labels = next(trainer.batches(0))
-    N, B = 20, 8
+    trainer, N, B = module._Trainer(config, images), 20, 10
+    one_of_each = np.unique(images.labels, return_index=True)[1]
+    x, labels = images.x[one_of_each], images.labels[one_of_each]
     loss, grads = _gradient(module._penalty(config, N), trainer.model, x, labels)
 
     model = trainer.model

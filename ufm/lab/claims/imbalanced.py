@@ -76,10 +76,10 @@ def _size(problem: Problem) -> float:
     "Minority collapse",
     "for d ≥ K−1 classes of the same size n_B share their logits iff √n_B ≤ N√(λ_Wλ_H), whatever the others",
     "THEORY 3.4; hong2023 announces a sharp threshold",
-    1e-6,
+    1e-9,
 )
 def minority_collapse(full: bool) -> Cases:
-    """Relative spread of the group's logits 2 % above the threshold; inf if 2 % below there is none."""
+    """Relative spread of the group's logits 1e-5 above the threshold; inf if 1e-5 below it is not of that size."""
     for counts in _counts(full):
         for size in sorted({n for n in counts if counts.count(n) > 1}):
             for kind in KINDS:
@@ -87,9 +87,9 @@ def minority_collapse(full: bool) -> Cases:
                 s = float(minority_threshold(_problem(counts, 1.0, kind))[first])
                 above, below = (
                     _spread(global_minimiser(_problem(counts, factor * s, kind)), first, second)
-                    for factor in (1.02, 0.98)
+                    for factor in (1 + 1e-5, 1 - 1e-5)
                 )
-                yield f"counts={counts} n_B={size} {kind}", above if below > 1e-4 else math.inf
+                yield f"counts={counts} n_B={size} {kind}", above if below > 1e-5 else math.inf
 
 
 def _spread(x: Params, k: int, l: int) -> float:  # noqa: E741
