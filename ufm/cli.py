@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ArithmeticError, OSError, MemoryError) as error:
         sys.exit(_refuse(str(error)))
     except ModuleNotFoundError as error:
-        sys.exit(_refuse(f"{error.name} is not installed; pip install 'ufm[all]'"))
+        sys.exit(_refuse(f"{str(error.name).partition('.')[0]} is not installed; pip install 'ufm[all]'"))
     except KeyboardInterrupt:
         sys.exit(_refuse("interrupted", status=130))
 

@@ -167,7 +167,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("claim", "module", "name", "mutate"), MUTANTS.values(), ids=MUTANTS.keys())
 def test_a_formula_a_little_off_is_noticed(monkeypatch, request, claim, module, name, mutate):
-    monkeypatch.setattr(grid, "QUICK", ((2, 1, 2, {"lam_b": 1e-2}),))
+    monkeypatch.setattr(grid, "QUICK", ((3, 2, 3, {"lam_b": 1e-2}),))
     monkeypatch.setattr(imbalanced, "COUNTS", ([10, 10, 10, 1, 1],))
     monkeypatch.setattr(saddles, "_unequal_problems", tuple)
     if module in TRACED:

@@ -135,20 +135,17 @@ def test_everything_is_float32_though_x64_is_on(images):
         assert collect(trainer.model, images).H.dtype == np.float32
 
 
-class _Caught(nnx.Optimizer):
-    """An optimiser that keeps the gradient and moves nothing."""
-
-    def __init__(self):
-        self.caught = nnx.data(None)
-
-    def update(self, model, grads):
-        self.caught = nnx.data(nnx.to_pure_dict(grads))
+PLAIN = dataclasses.replace(CONFIG, lr=1.0, momentum=0.0, epochs=100)  # one step subtracts the gradient
 
 
-def _gradient(penalty, model, x, labels):
-    optimiser = _Caught()
-    loss = module._step(penalty, model, optimiser, jnp.asarray(x), jnp.asarray(labels))
-    return loss, optimiser.caught
+def _parameters(trainer):
+    return jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(trainer.model, nnx.Param)))
+
+
+def _gradient(trainer, batch):
+    """The loss at the model and its gradient, by the step of a PLAIN trainer."""
+    before, loss = _parameters(trainer), trainer.step(batch)
+    return loss, jax.tree.map(np.subtract, before, _parameters(trainer))
 
 
 def _assert_close(found, expected, rtol=SINGLE):
@@ -159,60 +156,61 @@ def _assert_close(found, expected, rtol=SINGLE):
 
 def test_the_explicit_penalty_is_that_of_the_model_on_the_batch(images):
     """Loss and gradient are f's, λ_H standing for the N/B samples that each one of the batch speaks for."""
-    config = dataclasses.replace(CONFIG, lam_W=0.03, lam_H=0.02, lam_b=0.04)
-    trainer, N, B = module._Trainer(config, images), 20, 10
+    config, N, B = dataclasses.replace(PLAIN, lam_W=0.03, lam_H=0.02, lam_b=0.04), 20, 10
+    trainer = module._Trainer(config, images)
     one_of_each = np.unique(images.labels, return_index=True)[1]
     x, labels = images.x[one_of_each], images.labels[one_of_each]
-    loss, grads = _gradient(module._penalty(config, N), trainer.model, x, labels)
 
     model = trainer.model
     h = model.features(jnp.asarray(x))
     problem = Problem(np.eye(10)[:, labels], np.ones(B), CrossEntropy(), 0.03, 0.02 * N / B, 0.04, 10, True)
     point = Params(*(jnp.asarray(a, float) for a in (model.head.kernel[...].T, h.T, model.head.bias[...])))
     value, slope = jax.value_and_grad(lambda p: objective(problem, p))(point)
-    assert float(loss) == pytest.approx(float(value), rel=SINGLE)
-    _assert_close(grads["head"], {"kernel": slope.W.T, "bias": slope.b})
-
     weights = jnp.asarray(slope.H.T, jnp.float32)
-    pulled = nnx.to_pure_dict(nnx.grad(lambda model: jnp.sum(model.features(jnp.asarray(x)) * weights))(model))
-    _assert_close({k: grads[k] for k in ("stem", "blocks")}, {k: pulled[k] for k in ("stem", "blocks")})
+    pull_back = nnx.jit(nnx.grad(lambda model: jnp.sum(model.features(jnp.asarray(x)) * weights)))
+    expected = nnx.to_pure_dict(pull_back(model)) | {"head": {"kernel": slope.W.T, "bias": slope.b}}
+
+    loss, gradient = _gradient(trainer, (x, labels))
+    assert float(loss) == pytest.approx(float(value), rel=SINGLE)
+    _assert_close(gradient, expected)
 
 
-def test_the_penalty_alone_pulls_head_and_features_and_nothing_else(images):
-    config = dataclasses.replace(CONFIG, lam_W=0.03, lam_H=0.02, lam_b=0.04)
-    trainer = module._Trainer(config, images)
-    head, (x, labels) = trainer.model.head, next(trainer.batches(0))
-    with_penalty = _gradient(module._penalty(config, 20), trainer.model, x, labels)[1]["head"]
-    without = _gradient(module._penalty(DECAY, 20), trainer.model, x, labels)[1]["head"]
-    pull = jax.tree.map(jnp.subtract, with_penalty, without)
-    _assert_close(pull, {"kernel": 0.03 * head.kernel[...], "bias": 0.04 * head.bias[...]}, 1e-4)
+def test_the_penalty_of_the_classifier_pulls_it_to_zero_in_proportion(images):
+    batch, pulls = next(module._Trainer(PLAIN, images).batches(0)), {}
+    for scale in (1.0, 2.0):
+        config = dataclasses.replace(PLAIN, lam_W=0.3 * scale, lam_H=1e-30, lam_b=0.4 * scale)
+        trainer = module._Trainer(config, images)
+        trainer.model.head.bias[...] = jnp.arange(10, dtype=jnp.float32) / 10
+        head = _parameters(trainer)["head"]
+        pulls[scale] = _gradient(trainer, batch)[1]["head"]
+    pull = jax.tree.map(np.subtract, pulls[2.0], pulls[1.0])
+    _assert_close(pull, {"kernel": 0.3 * head["kernel"], "bias": 0.4 * head["bias"]})
 
 
 def test_weight_decay_pulls_every_parameter_by_lam_W_of_itself(images):
-    """θ₁(λ) − θ₁(0⁺) = −lr λ θ₀ for weights, biases and the scales of normalisation alike."""
-    after = {}
+    """θ − ∇ − λθ for weights, biases and the scales of normalisation alike."""
+    gradients, batch = {}, next(module._Trainer(PLAIN, images).batches(0))
     for lam in (1e-30, 0.5):
-        trainer = module._Trainer(dataclasses.replace(DECAY, lam_W=lam, lr=0.1, momentum=0.0), images)
-        before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(trainer.model, nnx.Param)))
-        trainer.step(next(trainer.batches(0)))
-        after[lam] = nnx.to_pure_dict(nnx.state(trainer.model, nnx.Param))
-    pull = jax.tree.map(lambda decayed, free: decayed - free, after[0.5], after[1e-30])
-    jax.tree.map(lambda p, theta: np.testing.assert_allclose(p, -0.1 * 0.5 * theta, atol=1e-6), pull, before)
-    assert len(jax.tree.leaves(before)) == len(jax.tree.leaves(nnx.state(trainer.model, nnx.Param)))
-    assert any(np.abs(leaf).max() > 0.5 for leaf in jax.tree.leaves(before))
+        trainer = module._Trainer(dataclasses.replace(PLAIN, regulariser="decay", lam_W=lam), images)
+        theta = _parameters(trainer)
+        gradients[lam] = _gradient(trainer, batch)[1]
+    pull = jax.tree.map(np.subtract, gradients[0.5], gradients[1e-30])
+    _assert_close(pull, jax.tree.map(lambda x: 0.5 * x, theta))
+    assert len(jax.tree.leaves(theta)) == 3 * 21 + 2  # 17 convolutions, 4 shortcuts, a head
 
 
 def test_momentum_and_decay_are_coupled_as_in_sgd(images):
-    """v ← μ v + (∇ + λθ), θ ← θ − lr v, two steps by hand on the head's kernel."""
-    config = dataclasses.replace(DECAY, lam_W=0.1, lr=0.05, momentum=0.9, epochs=100)
-    trainer, shadow = module._Trainer(config, images), module._Trainer(config, images)
-    batch, v = next(trainer.batches(0)), 0.0
+    """v ← μ v + (∇ + λθ), θ ← θ − lr v, two steps by hand."""
+    config = dataclasses.replace(PLAIN, regulariser="decay", lam_W=0.1, lr=0.05, momentum=0.9)
+    trainer, batch = module._Trainer(config, images), next(module._Trainer(PLAIN, images).batches(0))
+    shadow = module._Trainer(dataclasses.replace(config, lr=1.0, momentum=0.0), images)
+    v = jax.tree.map(np.zeros_like, _parameters(trainer))
     for _ in range(2):
-        theta = np.array(trainer.model.head.kernel[...])
-        shadow.restore(trainer.state())
-        v = 0.9 * v + _gradient(module._penalty(config, 20), shadow.model, *batch)[1]["head"]["kernel"] + 0.1 * theta
+        nnx.update(shadow.model, nnx.state(trainer.model))
+        theta, (_, gradient) = _parameters(trainer), _gradient(shadow, batch)
+        v = jax.tree.map(lambda old, new: 0.9 * old + new, v, gradient)
         trainer.step(batch)
-        np.testing.assert_allclose(trainer.model.head.kernel[...], theta - 0.05 * v, atol=1e-5)
+        _assert_close(_parameters(trainer), jax.tree.map(lambda x, dx: x - 0.05 * dx, theta, v))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 60, 100, 93800])

@@ -84,12 +84,12 @@ def test_running_out_of_steps_is_said():
 
 
 def test_a_tolerance_below_rounding_ends_stalled_and_close():
-    A, c = spd(2, condition=1e6), jax.random.normal(jax.random.key(3), (6,))
+    A, c = spd(2), jax.random.normal(jax.random.key(3), (6,))
     found = minimise(functools.partial(quadratic, A, c), jnp.zeros(6), tol=0.0)
     assert Status(int(found.status)) == Status.STALLED
     assert not bool(found.converged)
     least = -float(c @ jnp.linalg.solve(A, c)) / 2
-    assert float(found.value) == pytest.approx(least, rel=1e-12)
+    assert float(found.value) == pytest.approx(least, rel=64 * 1e3 * EPS)  # the condition number times eps
 
 
 @pytest.mark.parametrize("start", [[np.nan, 1.0], [np.inf, 1.0], [1e200, 1.0]])

@@ -17,6 +17,7 @@ from ufm.theory.optimum import (
     collapse_threshold,
     is_balanced,
     margin,
+    nonnegative_minimiser,
     wrong_class_probability,
 )
 
@@ -217,3 +218,39 @@ def test_minimiser_returns_a_point_of_the_problems_shapes():
     x = balanced_minimiser(balanced(3, 2, 5, lam_W=0.1, lam_H=0.1))
     assert isinstance(x, Params)
     assert (x.W.shape, x.H.shape, x.b.shape) == ((3, 5), (5, 6), (3,))
+
+
+# Features that cannot be negative
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("load", [0.05, 0.6, 1.0])
+def test_scipy_with_bounds_finds_nothing_below_the_nonnegative_minimiser(load, use_bias):
+    """THEORY 3.7 for equal counts: q = √(nK/(K−1)) s, f* = log(1 + (K−1)e^{−t}) + K √((K−1)/K) √n s t."""
+    K, n, d = 3, 2, 3
+    s = load * np.sqrt((K - 1) / K) / (K * np.sqrt(n))  # load 1 is the threshold K q = 1
+    problem = balanced(K, n, d, lam_W=2 * s, lam_H=s / 2, use_bias=use_bias)
+    x = nonnegative_minimiser(problem)
+    t = max(0, np.log(1 / (np.sqrt(n * K / (K - 1)) * s) - K + 1))
+    stated = np.log1p((K - 1) * np.exp(-t)) + np.sqrt(K * (K - 1) * n) * s * t
+    least = float(objective(problem, x))
+    assert least == pytest.approx(stated, rel=1e-14)
+    assert (x.H >= 0).all()
+    np.testing.assert_allclose(x.H.T @ x.H * (1 - problem.Y.T @ problem.Y), 0, atol=1e-15)  # orthogonal means
+    start = init(problem, jax.random.key(0))
+    unravel = jax.flatten_util.ravel_pytree(start)[1]
+    f = jax.jit(jax.value_and_grad(lambda flat, problem: objective(problem, unravel(flat))))
+    bounds = [(None, None)] * (K * d) + [(0, None)] * (d * K * n) + [(None, None)] * K
+    found = []
+    for seed in range(4):
+        flat = jax.flatten_util.ravel_pytree(init(problem, jax.random.key(seed)))[0]
+        flat = flat.at[K * d : -K].set(jnp.abs(flat[K * d : -K]))
+        options = {"ftol": 0, "gtol": 1e-9, "maxiter": 5000}
+        found.append(scipy.optimize.minimize(f, flat, args=(problem,), jac=True, bounds=bounds, options=options).fun)
+    assert min(found) >= least - 1e-13
+    assert min(found) <= least + 1e-9
+
+
+def test_no_room_for_orthogonal_means_is_refused():
+    with pytest.raises(ValueError, match=r"^d must be at least K = 4 for orthogonal class means, got 3$"):
+        nonnegative_minimiser(balanced(4, 2, 3, lam_W=0.1, lam_H=0.1))

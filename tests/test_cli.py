@@ -1,0 +1,472 @@
+"""The command `ufm`: it teaches, its numbers are the package's, bad input is one line and leaves no trace."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ufm import cli, lab
+from ufm.cli import main
+from ufm.lab.claims import balanced as claims
+from ufm.lab.claims import grid
+from ufm.lab.claims.claim import claim
+from ufm.measure.collapse import collapse_metrics
+from ufm.measure.features import Features, save_features
+from ufm.model.problem import balanced
+from ufm.nets.config import TrainConfig
+from ufm.theory.optimum import balanced_minimiser, balanced_value
+
+TINY = TrainConfig(limit=20, batch=10, epochs=1, width=1, d=10, regulariser="features", lam_W=5e-3)
+FLAGS = "--limit 20 --batch 10 --epochs 1 --width 1 --d 10 --regulariser features --lam-W 5e-3"
+TINY_FLAGS = FLAGS.split()
+
+
+@pytest.fixture(autouse=True)
+def as_a_user(tmp_path, monkeypatch):
+    """In an empty folder, without data and without type checks at run time."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("UFM_DATA", raising=False)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def ufm(capsys):
+    """Run a command here: exit status, standard output, standard error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def _strict(text):
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def _tree(folder="."):
+    """Every path below a folder, with the bytes of files."""
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob("*"))}
+
+
+def _optimal(K=3, n=4, d=5, lam_W=5e-3, lam_H=2e-3):
+    """Features at the optimum."""
+    problem = balanced(K, n, d, lam_W=lam_W, lam_H=lam_H)
+    x = balanced_minimiser(problem)
+    return problem, Features(np.asarray(x.H), np.repeat(np.arange(K), n), np.asarray(x.W), np.asarray(x.b))
+
+
+TAUGHT = {
+    "": "verify solve certify measure train",
+    "verify": "claim residual --full --no-network --out --json",
+    "solve": "λ_W λ_H λ_b --counts --no-bias --seed",
+    "certify": "H (d×N) features (N×d) labels balance --lam-W",
+    "measure": ".npz .safetensors --centre class_means",
+    "train": "--resume fashion-mnist ‖H‖² --lam-H",
+}
+
+
+@pytest.mark.parametrize("command", TAUGHT)
+def test_help_teaches(ufm, command):
+    code, out, err = ufm(*command.split(), "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: ufm {command}".rstrip() in out
+    for word in TAUGHT[command].split():
+        assert word in out
+
+
+def test_solve_gives_the_closed_form_and_what_lbfgs_finds(ufm):
+    code, out, err = ufm("solve", "--K", 4, "--n", 5, "--d", 6, "--lam-W", 5e-3, "--lam-H", 2e-3, "--json")
+    assert (code, err) == (0, "")
+    result = _strict(out)
+    assert result["optimum"]["value"] == pytest.approx(0.126028943439, abs=1e-12)  # THEORY 1.2
+    assert result["optimum"]["margin_mean"] == pytest.approx(4.93030234, abs=1e-8)
+    assert result["verdict"] == "GLOBAL"
+    assert result["collapse_threshold"] == pytest.approx(1 / (4 * np.sqrt(5)))
+    assert result["s"] == pytest.approx(np.sqrt(1e-5))
+    assert result["lbfgs"]["status"] == "CONVERGED"
+    assert abs(result["lbfgs"]["excess"]) < 1e-12
+
+
+def test_solve_keeps_what_it_found_in_open_formats(ufm, tmp_path):
+    run = tmp_path / "runs" / "first"
+    code, out, _ = ufm("solve", "--counts", 4, 2, 1, "--d", 3, "--no-bias", "--out", run)
+    assert code == 0
+    assert "counts [4, 2, 1], d = 3" in out
+    assert sorted(p.name for p in run.iterdir()) == ["arrays.npz", "config.json", "summary.json"]
+    config, summary = (_strict((run / f"{name}.json").read_text("utf-8")) for name in ("config", "summary"))
+    assert config["model"]["counts"] == [4, 2, 1]
+    assert config["model"]["bias"] is False
+    assert summary["verdict"] == "GLOBAL"
+    assert summary["wall_seconds"] > 0
+    assert summary["versions"]["ufm"]
+    with np.load(run / "arrays.npz", allow_pickle=False) as arrays:
+        W, M, counts = arrays["W"], arrays["M"], arrays["counts"]
+    assert (W.shape, M.shape, counts.tolist()) == ((3, 3), (3, 3), [4, 2, 1])
+    losses = [np.log(np.exp(W @ m).sum()) - W[k] @ m for k, m in enumerate(M.T)]
+    value = counts @ losses / 7 + 5e-3 / 2 * (W**2).sum() + 5e-5 / 2 * (counts * M**2).sum()
+    assert value == pytest.approx(summary["optimum"]["value"], rel=1e-12)
+
+
+def test_certify_knows_the_optimum_and_balance_implies_lam_H(ufm, tmp_path):
+    problem, features = _optimal()
+    save_features(tmp_path / "f.npz", features)
+    code, out, err = ufm("certify", tmp_path / "f.npz", "--lam-W", 5e-3, "--json", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    result = _strict(out)
+    assert result["verdict"] == "GLOBAL"
+    assert result["lam_H"] == pytest.approx(2e-3)
+    assert result["observed"] == pytest.approx(result["predicted"], abs=1e-12)
+    assert result["observed"]["value"] == pytest.approx(float(balanced_value(problem)), abs=1e-13)
+    assert _strict((tmp_path / "run" / "summary.json").read_text("utf-8"))["verdict"] == "GLOBAL"
+    assert _strict((tmp_path / "run" / "config.json").read_text("utf-8"))["lam_H"] is None
+    assert ufm("certify", tmp_path / "f.npz", "--lam-W", 5e-3, "--lam-H", 1e-3)[1].count("NOT_CRITICAL") == 1
+
+
+def test_certify_shows_the_way_down_from_a_saddle(ufm, tmp_path):
+    """At the origin ‖∇_Z g‖₂ = 1/(K√n)."""
+    _, f = _optimal()
+    save_features(tmp_path / "f.npz", Features(0 * f.H, f.labels, 0 * f.W, f.b))
+    result = _strict(ufm("certify", tmp_path / "f.npz", "--lam-W", 5e-3, "--lam-H", 2e-3, "--json")[1])
+    assert result["verdict"] == "STRICT_SADDLE"
+    assert result["dual_norm"] == pytest.approx(1 / (3 * 2))
+    stated = 3.5e-3 - np.hypot(1.5e-3, 1 / 6)
+    assert result["predicted_curvature"] == pytest.approx(stated)
+    assert result["measured_curvature"] == pytest.approx(stated)
+    assert 0 < result["drop"] <= np.log(3)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_measure_prints_every_metric(ufm, tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    arrays = {"features": rng.normal(size=(7, 4)), "labels": np.array([0, 1, 2, 0, 1, 2, 2]),
+              "W": rng.normal(size=(3, 4))}  # fmt: skip
+    file = tmp_path / f"f.{suffix}"
+    np.savez(file, **arrays) if suffix == "npz" else save_file(arrays, file)
+    for centre in ("class_means", "samples"):
+        code, out, err = ufm("measure", file, "--centre", centre, "--json", "--out", tmp_path / centre)
+        assert (code, err) == (0, "")
+        expected = collapse_metrics(arrays["features"].T, arrays["labels"], arrays["W"], None, centre=centre)
+        assert _strict(out) == vars(expected)
+        assert sorted(p.name for p in (tmp_path / centre).iterdir()) == ["config.json", "summary.json"]
+    table = ufm("measure", file)[1]
+    assert all(name in table for name in vars(expected))
+
+
+def test_metrics_that_are_not_finite_are_still_json(ufm, tmp_path):
+    _, f = _optimal()
+    save_features(tmp_path / "f.npz", Features(0 * f.H, f.labels, f.W, f.b))
+    assert _strict(ufm("measure", tmp_path / "f.npz", "--json")[1])["nc1_pinv"] == "nan"
+    assert "nan" in ufm("measure", tmp_path / "f.npz")[1]
+
+
+def test_train_records_draws_and_resumes(ufm, tmp_path):
+    run = tmp_path / "run"
+    code, out, _ = ufm("train", run, *TINY_FLAGS, "--json")
+    assert code == 0
+    last = _strict(out)
+    assert last["epoch"] == 1
+    assert last == _strict((run / "history.json").read_text("utf-8"))[-1]
+    assert {"config.json", "summary.json", "features.npz", "training.png"} <= {p.name for p in run.iterdir()}
+    before = _tree(run)
+    assert ufm("train", run, *TINY_FLAGS)[0] == 2
+    assert _tree(run) == before
+    code, out, _ = ufm("train", run, *TINY_FLAGS, "--resume")
+    assert code == 0
+    assert "margin_mean" in out
+    assert (run / "history.json").read_bytes() == before[run / "history.json"]
+    measured = _strict(ufm("measure", run / "features.npz", "--json")[1])
+    assert measured == last["collapse"]
+
+
+def _claims(monkeypatch, *registry):
+    monkeypatch.setattr(lab.claims, "REGISTRY", registry)
+    monkeypatch.setattr(grid, "QUICK", ((2, 1, 2, {}),))
+
+
+def _f_star(name, factor):
+    """f* at the closed form against the formula times a factor."""
+
+    @claim(name, "f at the closed form is f*", "THEORY 1.2", 1e-12)
+    def test(full):
+        problem = balanced(3, 2, 4, lam_W=5e-3, lam_H=2e-3)
+        result = lab.compare.summarise(problem, balanced_minimiser(problem))
+        yield "K=3", abs(result["value"] - factor * float(balanced_value(problem)))
+
+    return test
+
+
+def test_verify_shows_its_evidence_and_draws_it(ufm, tmp_path, monkeypatch):
+    _claims(monkeypatch, _f_star("Right", 1.0), claims.collapsed)
+    code, out, err = ufm("verify", "--no-network", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert out.count("holds ") == 2
+    assert "All 2 claims hold" in out
+    assert "(THEORY 1.2)" in out
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["claims.png", "config.json", "summary.json"]
+    summary = _strict((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert summary["holds"] is True
+    assert [c["name"] for c in summary["claims"]] == ["Right", "NC1 to NC4"]
+    assert all(c["cases"] > 0 and c["worst"] <= c["tolerance"] for c in summary["claims"])
+    assert _strict((tmp_path / "run" / "config.json").read_text("utf-8"))["network"] is False
+
+
+def test_verify_ends_with_a_network_beside_the_theory(ufm, tmp_path, monkeypatch):
+    _claims(monkeypatch, _f_star("Right", 1.0))
+    monkeypatch.setattr(cli, "DEMONSTRATION", TINY)
+    code, out, _ = ufm("verify", "--out", tmp_path / "run")
+    assert code == 0
+    assert "theory, H ≥ 0" in out
+    assert all(name in out for name in ("margin_mean", "nc1_pinv", "test_error", "≥ f − f*"))
+    assert {"training.png", "summary.json", "features.npz"} <= {
+        p.name for p in (tmp_path / "run" / "network").iterdir()
+    }
+    network = _strict((tmp_path / "run" / "summary.json").read_text("utf-8"))["network"]
+    assert network == _strict((tmp_path / "run" / "network" / "history.json").read_text("utf-8"))[-1]
+
+
+def test_numbers_of_the_network_that_are_not_finite_are_shown_all_the_same():
+    side = {"value": 0.5, "balance": "nan"}
+    metrics = dict.fromkeys(("nc1_pinv", "nc2_etf_err", "nc2_etf_err_weights", "nc3_dual_err", "nc4_disagree"), "inf")
+    last = {"epoch": 1, "observed": side, "predicted": side, "collapse": metrics, "train_error": 0.0, "test_error": 0.1}
+    table = cli._network_table(last | {"gap": 0.5})
+    assert table.count("nan") == 2
+    assert table.count("inf") == 5
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]], ids=["table", "json"])
+def test_a_formula_wrong_by_1e_6_fails_verify(ufm, tmp_path, monkeypatch, json_flag):
+    _claims(monkeypatch, _f_star("Right", 1.0), _f_star("Wrong", 1 + 1e-6))
+    code, out, _ = ufm("verify", "--no-network", "--out", tmp_path / "run", *json_flag)
+    assert code == 1
+    summary = _strict((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert [c["holds"] for c in summary["claims"]] == [True, False]
+    assert summary["holds"] is False
+    assert (tmp_path / "run" / "claims.png").exists()
+    if json_flag:
+        assert _strict(out)["claims"] == summary["claims"]
+    else:
+        assert "FAILS  Wrong" in out
+        assert "worst case: K=3" in out
+        assert "1 of 2 claims FAIL" in out
+
+
+def test_an_optimal_value_wrong_by_1e_9_fails_verify(ufm, tmp_path, monkeypatch):
+    _claims(monkeypatch, claims.optimum_value)
+    monkeypatch.setattr(claims, "balanced_value", lambda problem: balanced_value(problem) * (1 + 1e-9))
+    code, out, _ = ufm("verify", "--no-network", "--out", tmp_path / "run")
+    assert code == 1
+    assert "FAILS  Balanced optimum" in out
+
+
+@pytest.mark.parametrize("residuals", [[], [0.0, float("nan")], [ArithmeticError("optimum not certified")]], ids=str)
+def test_a_claim_without_evidence_fails_verify(ufm, tmp_path, monkeypatch, residuals):
+    def cases(full):
+        for residual in residuals:
+            if isinstance(residual, Exception):
+                raise residual
+            yield "case", residual
+
+    _claims(monkeypatch, claim("Empty", "statement", "source", 1.0)(cases))
+    code, out, err = ufm("verify", "--no-network", "--out", tmp_path / "run", "--json")
+    assert (code, err) == (1, "")
+    assert _strict(out)["claims"][0]["holds"] is False
+    assert (tmp_path / "run" / "claims.png").exists()
+
+
+def test_verify_without_a_folder_makes_one_of_its_own(ufm, monkeypatch):
+    _claims(monkeypatch, _f_star("Right", 1.0))
+    assert ufm("verify", "--no-network")[0] == 0
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("verify-")
+
+
+# Bad input: the command, and what its one line must say.
+
+SOLVE = "solve --K 3 --n 2 --d 3 --out new"
+CERTIFY, MEASURE = "certify good.npz --lam-W 5e-3 --out new", "measure good.npz --out new"
+TRAIN = f"train new {FLAGS}"
+BAD = {
+    **{f"{SOLVE} --lam-W {value}": "lam_W must be positive" for value in (0, -1, "nan", "inf")},
+    **{f"{SOLVE} --lam-H {value}": "lam_H must be positive" for value in (0, "-1e-3", "nan", "inf")},
+    **{f"{SOLVE} --lam-b {value}": "lam_b must be zero .* or positive" for value in ("-1", "nan", "inf")},
+    **{f"{SOLVE} --K {value}": "K must be an integer of at least 2" for value in (1, 0, -3)},
+    **{f"{SOLVE} --n {value}": "n must be an integer of at least 1" for value in (0, -1)},
+    **{f"{SOLVE} --counts {value}": "counts must" for value in ("3", "3 0", "3 -1", "1 2 0")},
+    **{f"{SOLVE} --counts {value}": "counts.*see --help" for value in ("1.5 2", "nan 1", "a b")},
+    f"{SOLVE} --d 1": "d must be at least K - 1 = 2",
+    f"{SOLVE} --d 0": "d must be an integer of at least 1",
+    f"{SOLVE} --counts 5 2 1 --d 1": "d must be at least K - 1 = 2",
+    f"{SOLVE} --K three": "--K.*'three'.*see --help",
+    f"{SOLVE} --width 3": "--width.*see --help",
+    "solve --K 3 --n 2 --d 3 --out taken": "taken exists already: a run is never overwritten, name another",
+    "solve --K 3 --n 2 --d 3 --out good.npz": "good.npz exists already",
+    "solve --K 3 --n 2 --d 3 --out good.npz/run": "good.npz/run cannot be made .*: name a writable one",
+    "certify good.npz": "--lam-W.*see --help",
+    f"{CERTIFY} --lam-W 0": "lam_W must be positive",
+    f"{CERTIFY} --lam-W nan --lam-H 1e-3": "lam_W must be positive",
+    f"{CERTIFY} --lam-H 0": "lam_H must be positive",
+    f"{CERTIFY} --lam-b -1": "lam_b must be",
+    "certify good.npz --lam-W 5e-3 --out taken": "taken exists already",
+    "certify good.npz --lam-W 5e-3 --out good.npz/run": "cannot be made",
+    "certify flat.npz --lam-W 5e-3 --out new": "d must be at least K - 1 = 2",
+    "certify zero.npz --lam-W 5e-3 --out new": "to imply lam_H",
+    "measure good.npz --out taken": "taken exists already",
+    "measure good.npz --out good.npz/run": "cannot be made",
+    f"{MEASURE} --centre middle": "--centre.*see --help",
+    **{
+        f"{command} {name} {rest} --out new": complaint
+        for command, rest in (("certify", "--lam-W 5e-3"), ("measure", ""))
+        for name, complaint in {
+            "absent.npz": "absent.npz cannot be read",
+            "cut.npz": "cut.npz cannot be read",
+            "flipped.npz": "flipped.npz cannot be read",
+            "cut.safetensors": "cut.safetensors cannot be read",
+            "pickled.npz": "pickled.npz cannot be read",
+            "other.csv": "other.csv ends in neither",
+            "nan.npz": r"H\[0, 0\] is nan: every entry must be finite",
+            "inf.npz": "W holds inf: every entry must be finite",
+            "transposed.npz": "H has shape .*: pass its transpose",
+            "short.npz": "labels have shape",
+            "real.npz": "labels have dtype float64",
+            "missing.npz": "no sample of class 2",
+            "lone.npz": "W has shape",
+            "nolabels.npz": "has no labels: export labels",
+        }.items()
+    },
+    f"{TRAIN} --data cifar": "name = 'cifar': give one of digits, fashion-mnist, mnist, cifar10",
+    f"{TRAIN} --data mnist": "train-images-idx3-ubyte has .* bytes, its header says",
+    f"{TRAIN} --data fashion-mnist": "begins with the bytes",
+    f"{TRAIN} --data cifar10": "data_batch_1.bin has 10 bytes",
+    f"{TRAIN} --limit 7": "limit = 7",
+    f"{TRAIN} --width 0": "width = 0",
+    f"{TRAIN} --d 8": "d must be at least K - 1 = 9",
+    f"{TRAIN} --epochs 0": "epochs must be positive",
+    f"{TRAIN} --batch 21": "batch must be at most the 20 training images",
+    f"{TRAIN} --lr nan": "lr must be positive",
+    f"{TRAIN} --momentum 1": r"momentum must be in \[0, 1\)",
+    f"{TRAIN} --lam-W 0": "lam_W must be positive",
+    f"{TRAIN} --lam-H -1": "lam_H must be positive",
+    f"{TRAIN} --regulariser decay --lam-b 1": "lam_b belongs to the regulariser 'features'",
+    f"{TRAIN} --stem large": "--stem.*see --help",
+    f"{TRAIN} --resume": "new/config.json cannot be read",
+    TRAIN.replace("new", "taken"): "taken exists already",
+    TRAIN.replace("new", "good.npz/run"): "cannot be made",
+    TRAIN.replace("new", "taken") + " --resume": "taken holds no training run",
+    "verify --out taken": "taken exists already",
+    "verify --out good.npz/run": "cannot be made",
+    "": "Missing subcommand|Expected one of.*verify.*see --help",
+    "prove": "prove.*see --help",
+}  # fmt: skip
+
+
+def _bad_files():
+    """A folder of damaged and unsuitable files."""
+    _, f = _optimal()
+    good = {"H": f.H, "labels": f.labels, "W": f.W, "b": f.b}
+    nan, inf = f.H.copy(), f.W.copy()
+    nan[0, 0], inf[0, 0] = np.nan, np.inf
+    changes = {
+        "good": {}, "nan": {"H": nan}, "inf": {"W": inf}, "transposed": {"H": f.H.T}, "short": {"labels": f.labels[1:]},
+        "real": {"labels": f.labels + 0.0}, "missing": {"labels": f.labels % 2},
+        "flat": {"H": f.H[:1], "W": f.W[:, :1]},
+        "lone": {"W": f.W[:1], "labels": 0 * f.labels, "b": f.b[:1]}, "zero": {"H": 0 * f.H},
+    }  # fmt: skip
+    for name, change in changes.items():
+        np.savez(f"{name}.npz", **good | change)
+    np.savez("nolabels.npz", H=f.H, W=f.W)
+    np.savez("pickled.npz", **good | {"H": np.array([{}], object)})
+    save_file({k: np.ascontiguousarray(v) for k, v in good.items()}, "cut.safetensors")
+    whole = Path("good.npz").read_bytes()
+    Path("cut.npz").write_bytes(whole[: len(whole) // 2])
+    Path("flipped.npz").write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    Path("cut.safetensors").write_bytes(Path("cut.safetensors").read_bytes()[:-9])
+    Path("other.csv").write_text("1,2\n")
+    Path("taken").mkdir()
+    Path("taken/config.json").write_text('{"mine": true}')
+
+
+def _bad_data(folder):
+    """Image sets: MNIST cut short, Fashion-MNIST that is something else, CIFAR-10 cut short."""
+    names = [f"{p}-{k}" for p in ("train", "t10k") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    for name in names:
+        axes = 3 if "images" in name else 1
+        header = bytes((0, 0, 8, axes)) + np.array([5, 4, 4][:axes], ">u4").tobytes()
+        for data, content in (("mnist", header + b"1234"), ("fashion-mnist", b"<!DOCTYPE html>")):
+            (folder / data).mkdir(parents=True, exist_ok=True)
+            (folder / data / name).write_bytes(content)
+    cifar = folder / "cifar10" / "cifar-10-batches-bin"
+    cifar.mkdir(parents=True)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        (cifar / name).write_bytes(bytes(10))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"), BAD.items(), ids=[line.replace(FLAGS, "...") or "nothing" for line in BAD]
+)
+def test_bad_input_is_one_line_that_names_it_exit_2_and_no_trace(ufm, tmp_path, monkeypatch, line, complaint):
+    _bad_files()
+    _bad_data(tmp_path / "data")
+    monkeypatch.setenv("UFM_DATA", str(tmp_path / "data"))
+    before = _tree(tmp_path)
+    code, out, err = ufm(*line.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("ufm: ")
+    assert err.count("\n") == 1
+    assert not any(word in err for word in ("Traceback", "│", ".part"))
+    assert re.search(complaint, err), err
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(28, "No space left on device"), 2, "ufm: [Errno 28] No space left on device\n"),
+        (MemoryError("Unable to allocate 8 TiB"), 2, "ufm: Unable to allocate 8 TiB\n"),
+        (ArithmeticError("two\nlines"), 2, "ufm: two lines\n"),
+        (KeyboardInterrupt(), 130, "ufm: interrupted\n"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_one_line_too(ufm, monkeypatch, error, code, line):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(cli.Solve, "run", fail)
+    assert ufm("solve") == (code, "", line)
+
+
+@pytest.mark.parametrize(("package", "modules"), [("matplotlib", ["ufm.lab.plots"]), ("flax", ["ufm.nets.train"])])
+def test_a_package_not_installed_is_missed_before_anything_is_made(ufm, monkeypatch, package, modules):
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, out, err = ufm("verify", "--out", "new")
+    assert (code, out) == (2, "")
+    assert err == f"ufm: {package} is not installed; pip install 'ufm[all]'\n"
+    assert _tree() == {}
+
+
+def test_the_installed_command_in_a_process_of_its_own(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-c", "from ufm.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    refused = run("solve", "--lam-W", "0", "--out", "new")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "ufm: lam_W must be positive and finite, got 0.0\n"
+    solved = run("solve", "--K", "3", "--n", "2", "--d", "3", "--json", "--out", "new")
+    assert (solved.returncode, solved.stderr) == (0, "")
+    assert _strict(solved.stdout)["gap"] < 1e-12  # in float64, without being told to
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["arrays.npz", "config.json", "summary.json"]
