@@ -47,11 +47,8 @@ def _descend(problem: Problem, start: Params, steps: int) -> Params:
 
 
 def _others(problem: Problem, start: Params, steps: int) -> dict[str, Callable]:
-    others = {
-        "NumPy, analytic gradient": partial(
-            descend_by_numpy, NumpyObjective(problem), flatten(start), steps=steps, eta=ETA
-        )
-    }
+    options = {"steps": steps, "eta": ETA}
+    others = {NUMPY: partial(descend_by_numpy, NumpyObjective(problem), flatten(start), **options)}
     if HAS_TORCH:
         from benchmarks.by_torch import TorchObjective, descend_by_torch
 

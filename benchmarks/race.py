@@ -109,12 +109,13 @@ def fewest_steps(error_after: Callable[[int], float], target: float, most: int =
 
 
 def _timed(contender: Contender, threads: int) -> tuple[float, Any]:
-    with _threads(threads):
+    with using_threads(threads):
         return clock(contender.run)
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def using_threads(count: int) -> Iterator[None]:
+    """BLAS, OpenMP and PyTorch on so many threads."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(count)
     with threadpool_limits(count):

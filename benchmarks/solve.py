@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.by_numpy import NumpyObjective, flatten, solve_by_scipy
-from benchmarks.race import CORES, HAS_TORCH, Contender, Row, absent, compile_time, fewest_steps, race
+from benchmarks.race import CORES, HAS_TORCH, Contender, Row, absent, compile_time, fewest_steps, race, using_threads
 from ufm import Params, Problem, balanced, init, minimise, objective, optimal_value
 
 TARGET = 1e-10
@@ -26,7 +26,8 @@ def compare_solvers(K: int, n: int, d: int, lam_W: float, lam_H: float, repeats:
         return float(objective(problem, Params(*map(jnp.asarray, end)))) - optimum
 
     def contender(name: str, solve: Callable, **options: Any) -> Contender:
-        steps = fewest_steps(lambda steps: error(solve(steps=steps)), TARGET)
+        with using_threads(1):
+            steps = fewest_steps(lambda steps: error(solve(steps=steps)), TARGET)
         return Contender(name, partial(solve, steps=steps), steps, **options)
 
     ours = partial(_solve, problem, start)

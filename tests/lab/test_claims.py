@@ -152,16 +152,16 @@ MUTANTS = {
     "minimiser's W by 1e-8": (balanced.balance, balanced, "solved", _moved(W=1 + 1e-8)),
     "eigenvalue by 1e-9": (balanced.origin_index, balanced, "dense_eigenvalues", _scaled(1 + 1e-9)),
     "features by 1e-4": (balanced.collapsed, balanced, "solved", _noisy),
-    "dual value by 1e-6": (saddles.gap_soundness, certificate, "dual_value", _dual_scaled),
-    "norm of ∇g by 1e-3": (
-        saddles.gap_soundness, duality, "top_singular_pair", lambda f: lambda G: (f(G)[0] * 0.999, *f(G)[1:]),
-    ),
     "gap of coarse ETFs by 1e-6": (saddles.two_sides, atlas, "margin", _scaled(1 + 1e-6)),
     "escape curvature by 1e-8": (saddles.escape_curvature, saddles, "predicted_curvature", _scaled(1 + 1e-8)),
     "minority threshold by 2e-5": (imbalanced.minority_collapse, imbalanced, "minority_threshold", _scaled(1 + 2e-5)),
     "margins by 0.03": (imbalanced.margin_law, imbalanced, "ridge_margins", _shifted(0.03)),
     "SELI's Gram": (imbalanced.seli_limit, imbalanced, "seli_grams", _swapped),
     "imbalanced threshold by 1e-9": (imbalanced.zero_threshold, imbalanced, "collapse_threshold", _scaled(1 + 1e-9)),
+    "dual value by 1e-6": (saddles.gap_soundness, certificate, "dual_value", _dual_scaled),
+    "norm of ∇g by 1e-3": (
+        saddles.gap_soundness, duality, "top_singular_pair", lambda f: lambda G: (f(G)[0] * 0.999, *f(G)[1:]),
+    ),
 }  # fmt: skip
 
 
