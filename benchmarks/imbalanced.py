@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.race import CORES, Contender, Row, compile_time, race
 from ufm import Params, Problem, certify, class_mean_problem, global_minimiser
 
-LIMIT = 900.0  # seconds after which a solver is stopped
+LIMIT = 240.0  # seconds after which a solver is stopped
 START_UP = 30.0  # seconds granted to it beyond that, for starting Python and building the cone program
 ACCURATE = 1e-8
 TIGHT = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 10**6}

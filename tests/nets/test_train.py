@@ -182,13 +182,13 @@ def test_the_explicit_penalty_is_that_of_the_model_on_the_batch(images):
     x, labels = images.x[one_of_each], images.labels[one_of_each]
 
     model = trainer.model
-    h = model.features(jnp.asarray(x))
+    h = module._features(model, jnp.asarray(x))
     problem = Problem(np.eye(10)[:, labels], np.ones(B), CrossEntropy(), 0.03, 0.02 * N / B, 0.04, 10, True)
     point = Params(*(jnp.asarray(a, float) for a in (model.head.kernel[...].T, h.T, model.head.bias[...])))
     value, slope = jax.value_and_grad(lambda p: objective(problem, p))(point)
-    weights = jnp.asarray(slope.H.T, jnp.float32)
-    pull_back = nnx.jit(nnx.grad(lambda model: jnp.sum(model.features(jnp.asarray(x)) * weights)))
-    expected = nnx.to_pure_dict(pull_back(model)) | {"head": {"kernel": slope.W.T, "bias": slope.b}}
+    pull_back = nnx.jit(nnx.grad(lambda model, x, weights: jnp.sum(model.features(x) * weights)))
+    through_features = pull_back(model, jnp.asarray(x), jnp.asarray(slope.H.T, jnp.float32))
+    expected = nnx.to_pure_dict(through_features) | {"head": {"kernel": slope.W.T, "bias": slope.b}}
 
     loss, gradient = _gradient(trainer, (x, labels))
     assert float(loss) == pytest.approx(float(value), rel=SINGLE)

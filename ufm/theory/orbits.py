@@ -18,6 +18,7 @@ K×m per evaluation. Two groups are THEORY 3.5, all sizes distinct THEORY 8.2.
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.lax.linalg import SvdAlgorithm, svd
 from jaxtyping import Array, Float, Int
 
 from ufm.model.geometry import centring
@@ -95,7 +96,7 @@ def initial_orbit(tied: TiedProblem) -> Orbit:
 
 def balanced_factors(C: Float[Array, "m l"]) -> tuple[Float[Array, "m r"], Float[Array, "r l"]]:
     """W = UΣ^{1/2}, H = Σ^{1/2}Vᵀ: the factors of C = WH of least (‖W‖² + ‖H‖²)/2, which is ‖C‖_*."""
-    U, sigma, V = jnp.linalg.svd(C, full_matrices=False)
+    U, sigma, V = svd(C, full_matrices=False, algorithm=SvdAlgorithm.QR)  # divide and conquer can give NaN
     root = jnp.sqrt(sigma)
     return U * root, root[:, None] * V
 
