@@ -75,7 +75,7 @@ def solve_tied(tied: TiedProblem, problem: Problem) -> Params:
     unit = orbit_objective(tied, start)
     fun = Partial(_rescaled, tied, unit)
     orbit = _in_units(start, 1 / unit)
-    orbit = polish(fun, minimise(fun, orbit, tol=1e-6).params, tol=1e-13).params
+    orbit = polish(fun, minimise(fun, orbit, tol=1e-7).params).params
     orbit = _in_units(orbit, unit)
     b = orbit.b - jnp.where(problem.lam_b > 0, 0, tied.sizes @ orbit.b / problem.K)
     return point_of_logits(problem, class_logits(tied, orbit), b[tied.group])
