@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
+from ufm.lab import optimum
 from ufm.lab.optimum import global_minimiser, optimal_value
 from ufm.model.problem import Params, balanced, class_mean_problem, imbalanced, init, logits, objective
 from ufm.numerics.minimise import minimise
@@ -224,3 +225,10 @@ def test_what_is_not_covered_is_refused(call):
         jax.vmap(lambda lam: call(imbalanced([2, 1], 1, lam_W=lam, lam_H=0.1)))(jnp.ones(2))
     with pytest.raises(ValueError, match=r"^Y is traced"):
         jax.jit(call)(imbalanced([2, 1], 1, lam_W=0.1, lam_H=0.1))
+
+
+def test_a_solver_that_leaves_the_finite_numbers_is_an_arithmetic_error(monkeypatch):
+    lost = Params(jnp.full((3, 4), jnp.nan), jnp.zeros((4, 3)), jnp.zeros(3))
+    monkeypatch.setattr(optimum, "solve_tied", lambda tied, problem: lost)
+    with pytest.raises(ArithmeticError, match="left the finite numbers"):
+        global_minimiser(imbalanced([3, 2, 1], 4, lam_W=1e-3, lam_H=1e-3))

@@ -33,7 +33,7 @@ def global_minimiser(problem: Problem) -> Params:
     Raises:
         ValueError: if d < K − 1, the counts are traced, unequal counts come with traced λ's, or the loss is not
             cross-entropy.
-        ArithmeticError: if the solved optimum's certified gap exceeds 1e-8 of its value.
+        ArithmeticError: if the solver ends at NaN, or its certified gap and rounding exceed 1e-8 of the value.
     """
     if is_balanced(problem):
         return balanced_minimiser(problem)
@@ -60,6 +60,8 @@ def _class_mean_minimiser(problem: Problem) -> Params:
     if not all(is_concrete(getattr(problem, name)) for name in ("lam_W", "lam_H", "lam_b")):
         raise ValueError("lam_W, lam_H or lam_b is traced; with unequal counts loop over λ's instead")
     point = solve_tied(tie_classes(problem), tie_features(problem))
+    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(point)):
+        raise ArithmeticError("optimum not found: the solver left the finite numbers")
     certificate = certify(tie_features(problem), point)
     if not abs(certificate.gap) + certificate.rounding <= CERTIFIED * certificate.value:
         raise ArithmeticError(

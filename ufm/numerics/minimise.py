@@ -33,7 +33,7 @@ class Solution(eqx.Module):
         value: the function there.
         grad_norm: the Euclidean norm of its gradient there.
         steps: L-BFGS steps taken.
-        status: a Status; STALLED means that rounding prevents further progress.
+        status: a Status; STALLED means 20 steps without a new least value or gradient, as when rounding has won.
     """
 
     params: PyTree
