@@ -1,7 +1,37 @@
 """float64 everywhere, and every annotated shape of the package checked at run time."""
 
 import jax
-from jaxtyping import install_import_hook
+import jaxtyping
+import pytest
 
 jax.config.update("jax_enable_x64", True)
-install_import_hook("ufm", "beartype.beartype")
+jaxtyping.install_import_hook("ufm", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked():
+    """No type checks at run time: what a user sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def as_a_user(tmp_path, monkeypatch, unchecked):
+    """In an empty folder, without data and without type checks at run time."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("UFM_DATA", raising=False)
+
+
+@pytest.fixture
+def ufm(capsys, as_a_user):
+    """Run a command here: exit status, standard output, standard error."""
+    from ufm.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,14 +21,6 @@ from ufm.theory.optimum import nonnegative_minimiser
 EPS = np.finfo(float).eps
 BIAS = ({}, {"lam_b": 1e-2}, {"use_bias": False})  # free, regularised, absent
 LAMBDAS = {"lam_W": 5e-3, "lam_H": 2e-3}
-
-
-@pytest.fixture
-def unchecked():
-    """No shape checks by jaxtyping: what a user sees."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _features(counts=(3, 1, 2), d=4, seed=0, *, bias=True):

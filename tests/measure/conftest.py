@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -49,11 +48,3 @@ def assert_same():
             assert getattr(left, name) == expected, name
 
     return assert_same
-
-
-@pytest.fixture
-def unchecked():
-    """No shape checks by jaxtyping: what a user sees."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
