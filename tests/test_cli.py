@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ufm import cli, lab
+from ufm import lab
+from ufm.cli import verify
 from ufm.lab.claims import balanced as claims
 from ufm.lab.claims import grid
 from ufm.lab.claims.claim import claim
@@ -197,7 +198,7 @@ def test_verify_shows_its_evidence_and_draws_it(ufm, tmp_path, monkeypatch):
 
 def test_verify_ends_with_a_network_beside_the_theory(ufm, tmp_path, monkeypatch):
     _claims(monkeypatch, _f_star("Right", 1.0))
-    monkeypatch.setattr(cli, "DEMONSTRATION", TINY)
+    monkeypatch.setattr(verify, "DEMONSTRATION", TINY)
     code, out, _ = ufm("verify", "--out", tmp_path / "run")
     assert code == 0
     assert "theory, H ≥ 0" in out
@@ -213,7 +214,7 @@ def test_numbers_of_the_network_that_are_not_finite_are_shown_all_the_same():
     side = {"value": 0.5, "balance": "nan"}
     metrics = dict.fromkeys(("nc1_pinv", "nc2_etf_err", "nc2_etf_err_weights", "nc3_dual_err", "nc4_disagree"), "inf")
     last = {"epoch": 1, "observed": side, "predicted": side, "collapse": metrics, "train_error": 0.0, "test_error": 0.1}
-    table = cli._network_table(last | {"gap": 0.5})
+    table = verify._network_table(last | {"gap": 0.5})
     assert table.count("nan") == 2
     assert table.count("inf") == 5
 
