@@ -9,10 +9,11 @@ import pytest
 import ufm
 
 NAMES = {
-    "Certificate", "Collapse", "CrossEntropy", "Features", "Loss", "Params", "Problem", "Solution", "Status", "Verdict",
-    "balanced", "certify", "class_mean_problem", "collapse_metrics", "collapse_metrics_stream", "collapse_threshold",
-    "compare", "global_minimiser", "imbalanced", "init", "load_features", "minimise", "objective", "optimal_value",
-    "polish", "problem_of_features", "save_features", "simplex_etf", "tie_features",
+    "Certificate", "Collapse", "CriticalPoint", "CrossEntropy", "Features", "Inertia", "Loss", "Params", "Problem",
+    "Solution", "Spectrum", "Status", "Verdict", "balanced", "certify", "class_mean_problem", "coarse_etf",
+    "collapse_metrics", "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
+    "global_minimiser", "hessian_spectrum", "imbalanced", "inertia", "init", "load_features", "minimise", "objective",
+    "optimal_value", "polish", "problem_of_features", "save_features", "simplex_etf", "tie_features",
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def fresh(code):
 
 
 def test_importing_ufm_imports_no_network_and_no_figures():
-    heavy = ("flax", "matplotlib", "orbax", "sklearn", "cvxpy", "torch")
+    heavy = ("flax", "matplotlib", "orbax", "sklearn", "cvxpy", "torch", "flint")
     assert fresh(f"import sys, ufm; print([name for name in {heavy} if name in sys.modules])").strip() == "[]"
 
 

@@ -1,5 +1,7 @@
 """A theory lab for neural collapse: what is known, what is computed and what is measured, side by side."""
 
+from ufm.lab.atlas import CriticalPoint as CriticalPoint
+from ufm.lab.atlas import critical_points as critical_points
 from ufm.lab.compare import compare as compare
 from ufm.lab.compare import problem_of_features as problem_of_features
 from ufm.lab.optimum import global_minimiser as global_minimiser
@@ -25,7 +27,13 @@ from ufm.numerics.minimise import Solution as Solution
 from ufm.numerics.minimise import Status as Status
 from ufm.numerics.minimise import minimise as minimise
 from ufm.numerics.newton import polish as polish
+from ufm.theory.atlas import coarse_etf as coarse_etf
 from ufm.theory.certificate import Certificate as Certificate
 from ufm.theory.certificate import Verdict as Verdict
 from ufm.theory.certificate import certify as certify
+from ufm.theory.eigenvectors import eigenvector as eigenvector
+from ufm.theory.elimination import Inertia as Inertia
+from ufm.theory.elimination import inertia as inertia
 from ufm.theory.optimum import collapse_threshold as collapse_threshold
+from ufm.theory.spectrum import Spectrum as Spectrum
+from ufm.theory.spectrum import hessian_spectrum as hessian_spectrum

@@ -34,7 +34,7 @@ def test_groups_are_the_distinct_sizes():
     tied = tie_classes(imbalanced(COUNTS, 5, lam_W=0.1, lam_H=0.1))
     np.testing.assert_array_equal(tied.counts, [1, 3, 5])
     np.testing.assert_array_equal(tied.sizes, [1, 3, 2])
-    np.testing.assert_array_equal(tied.counts[tied.group], COUNTS)
+    np.testing.assert_array_equal(tied.counts[tied.kind], COUNTS)
     assert tied.representatives.Y.shape == (6, 3)
     assert float(tied.representatives.total) == sum(COUNTS)
 
@@ -68,7 +68,7 @@ def test_orbit_objective_is_the_objective_of_the_balanced_factors(use_bias):
         orbit = random_orbit(seed, 3)
         W = orbit.W - jnp.outer(k, k @ orbit.W) / problem.K  # 1ᵀZ = 0
         orbit = Orbit(orbit.u, *balanced_factors(W @ orbit.H), orbit.b)
-        x = point_of_logits(means, class_logits(tied, orbit), orbit.b[tied.group])
+        x = point_of_logits(means, class_logits(tied, orbit), orbit.b[tied.kind])
         np.testing.assert_allclose(x.W @ x.H, class_logits(tied, orbit), atol=1e-12 / float(problem.s))
         assert float(objective(means, x)) == pytest.approx(float(orbit_objective(tied, orbit)), rel=1e-12)
 

@@ -79,8 +79,8 @@ def solve_tied(tied: TiedProblem, problem: Problem) -> Params:
     orbit = _in_units(start, 1 / unit)
     orbit = polish(fun, minimise(fun, orbit, tol=1e-7).params).params
     orbit = _in_units(orbit, unit)
-    b = orbit.b - jnp.where(problem.lam_b > 0, 0, tied.sizes @ orbit.b / problem.K)
-    return point_of_logits(problem, class_logits(tied, orbit), b[tied.group])
+    b = orbit.b - jnp.where(problem.lam_b > 0, 0, tied.sizes * tied.widths @ orbit.b / problem.K)
+    return point_of_logits(problem, class_logits(tied, orbit), b[tied.kind])
 
 
 def _in_units(orbit: Orbit, unit: Float[Array, ""]) -> Orbit:

@@ -56,6 +56,7 @@ class CrossEntropy(Loss):
     def mean_hessian(
         self, logits: Float[Array, "K N"], Y: Float[Array | ndarray, "K N"], weights: Float[Array, " N"]
     ) -> Float[Array, "K K"]:
-        """Σ_i w_i (diag p_i − p_i p_iᵀ) with p the softmax."""
+        """Σ_i w_i (diag p_i − p_i p_iᵀ) with p the softmax, from the products p_k p_l: nothing cancels."""
         p = jax.nn.softmax(logits, axis=0)
-        return jnp.diag(p @ weights) - (p * weights) @ p.T
+        products = (p * weights) @ p.T * (1 - jnp.eye(len(p)))
+        return jnp.diag(products.sum(1)) - products

@@ -30,14 +30,14 @@ class Certificate(eqx.Module):
     Attributes:
         value: f at the point, nats.
         gap: value − D, with D the dual value (lower bound on f*), nats.
-        rounding: a bound on what floating point can have changed in the gap; f − f* ≤ gap + rounding.
+        rounding: a bound on what floating point can have changed in the gap; f − f* ≤ gap + rounding. 0 if rigorous.
         dual_norm: ‖∇_Z g‖₂ at the point, per-sample columns.
         threshold: s = √(λ_W λ_H); a critical point is global iff dual_norm ≤ threshold (d ≥ K − 1).
         grad_norm: ‖∇f‖ at the point, over (W, H, b) with every sample's own column.
         code: the Verdict as an integer, an array under vmap; `verdict` names it.
         direction: unit direction of the escape (full-size norm), zero rows where nothing escapes.
         predicted_curvature: its exact Hessian eigenvalue at a critical point with a null vector (THEORY 0, CURV).
-        measured_curvature: the Hessian's quadratic form along it, by automatic differentiation.
+        measured_curvature: the Hessian's form along it, by automatic differentiation (if rigorous, by formula).
         drop: the largest f(point) − f(point + τ direction) over a geometric grid of τ; ≥ 0.
     """
 
@@ -59,7 +59,9 @@ class Certificate(eqx.Module):
         return Verdict(int(self.code))
 
 
-def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: float = 1e-6) -> Certificate:
+def certify(
+    problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: float = 1e-6, rigorous: bool = False
+) -> Certificate:
     """f − f* ≤ gap at any point, critical or not, for any class counts; and what kind of point it is.
 
     The bound is the Fenchel dual of min g(Z, b) + s‖Z‖_* + λ_b/2 ‖b‖² at the point's own softmax residual with
@@ -82,18 +84,33 @@ def certify(problem: Problem, params: Params, *, tol: float = 1e-8, grad_tol: fl
     and 1e-9 f for a million; for λ_b > 0 it grows as eps²/λ_b. It is a bound on rounding, not interval arithmetic, for
     the problem and point as given in JAX's default precision. At points so large that f overflows nothing is finite.
 
+    Rigorous: rigorous=True proves the inequalities above in ball arithmetic of 128 bits and more, for the floats of the
+    problem and the point taken as exact numbers, with rounding = 0. For GLOBAL: f − f* ≤ gap ≤ tol · f, as Λ is
+    feasible exactly. For NOT_CRITICAL: ρ > grad_tol; another Λ could still show f − f* ≤ tol · f.
+    For STRICT_SADDLE: every inequality listed, with vᵀ∇²f v < 0 for v = `direction` as it stands and f lower by at
+    least `drop` somewhere on its ray, so this point is no minimum; a critical point near it is inferred here too, not
+    proved. UNDECIDED is all else. Fields are floats on the safe side: value, dual_norm and drop from below; gap,
+    grad_norm and measured_curvature from above, infinite if they overflow; threshold and predicted_curvature nearest.
+
     Args:
-        problem: the model; its λ's may be traced.
+        problem: the model; its λ's may be traced, unless rigorous.
         params: any finite point of matching shapes.
         tol: relative gap below which a point counts as global.
         grad_tol: relative gradient below which a point counts as critical.
+        rigorous: prove the verdict or say UNDECIDED; needs the extra ufm[rigour] and concrete numbers.
 
     Raises:
-        ValueError: if shapes do not match, entries are not finite, or the loss is not cross-entropy.
+        ValueError: if shapes do not match, entries are not finite, the loss is not cross-entropy, or a number is traced
+            that rigorous needs.
+        ModuleNotFoundError: if rigorous and python-flint is not installed.
 
     Source: THEORY 8.1 and 0, derived for this project.
     """
     check_point(problem, params)
+    if rigorous:
+        from ufm.theory.rigour import prove  # which builds on this file and needs an extra
+
+        return prove(problem, params, tol, grad_tol)
     problem, params = jax.tree.map(lambda x: jnp.asarray(x, float), (problem, params))
     return _certify(problem, params, tol, grad_tol)
 
@@ -119,7 +136,7 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
     sigma = top_singular_pair(G)[0]
     grad_norm = full_norm(problem, grad, dual=True)
     is_global = gap + rounding <= tol * value
-    relative_grad = _relative_gradient(problem, params, grad, R)
+    relative_grad = relative_gradient(problem, params, grad, R)
     is_critical = relative_grad <= grad_tol
     excess = sigma * (1 - norm_rounding(G, sigma)) - problem.s
     exceeds = (excess > 10 * _stray(problem, params, grad_norm)) & (gap > jnp.sqrt(relative_grad) * value)
@@ -144,7 +161,7 @@ def full_norm(problem: Problem, x: Params, *, dual: bool = False) -> Float[Array
     return jnp.sqrt(jnp.sum(x.W**2) + jnp.sum(weight * x.H**2) + problem.use_bias * jnp.sum(x.b**2))
 
 
-def _relative_gradient(problem: Problem, params: Params, grad: Params, R: Float[Array, "K N"]) -> Float[Array, ""]:
+def relative_gradient(problem: Problem, params: Params, grad: Params, R: Float[Array, "K N"]) -> Float[Array, ""]:
     """∇f over the terms that cancel in it at a critical point, the penalties' for (W, H) and the fit's for b."""
     features = full_norm(problem, Params(grad.W, grad.H, 0 * grad.b), dual=True)
     W, H = jnp.asarray(problem.lam_W) * params.W, jnp.asarray(problem.lam_H) * params.H

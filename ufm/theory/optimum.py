@@ -8,6 +8,7 @@ from ufm.model.geometry import centring, simplex_etf
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, is_concrete, tie_features
 from ufm.theory.bias import optimal_bias
+from ufm.theory.duality import sample_gradient
 
 Scalar = float | int | Float[Array | np.ndarray, ""]
 
@@ -44,6 +45,7 @@ def balanced_minimiser(problem: Problem) -> Params:
     Source: THEORY 1.2, derived for this project; zhu2021, Theorem 3.1 for the geometry; guo2024 published a
     closed form first.
     """
+    check_dimension(problem)
     t = margin(problem.K, wrong_class_probability(class_size(problem), problem.s))
     return frame_point(problem, simplex_etf(problem.K, problem.d), t)
 
@@ -61,6 +63,7 @@ def balanced_value(problem: Problem) -> Float[Array, ""]:
     Raises:
         ValueError: as balanced_minimiser does.
     """
+    check_dimension(problem)
     K, q = problem.K, wrong_class_probability(class_size(problem), problem.s)
     t = margin(K, q)
     return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * q
@@ -90,12 +93,11 @@ def nonnegative_minimiser(problem: Problem) -> Params:
 
 
 def class_size(problem: Problem) -> float:
-    """The n of a balanced cross-entropy problem with d ≥ K − 1; ValueError for any other."""
+    """The n of a balanced cross-entropy problem; ValueError for any other."""
     if not isinstance(problem.loss, CrossEntropy):
         raise ValueError(f"loss must be CrossEntropy for the closed form, got {type(problem.loss).__name__}")
     if not is_balanced(problem):
         raise ValueError(f"counts must be equal for the closed form, got {problem.counts.tolist()}")
-    check_dimension(problem)
     return float(problem.counts[0])
 
 
@@ -112,8 +114,12 @@ def collapse_threshold(problem: Problem) -> Float[Array, ""]:
 
     Source: THEORY 1.5 and 0 (the certificate at the origin); λ_b > 0 by the same argument at its best bias.
     """
-    zero = jnp.zeros((problem.K, problem.K))
     tied = tie_features(problem)
-    b = optimal_bias(tied, zero, zero[0]) if problem.use_bias else zero[0]
-    G = tied.loss.residual(zero + b[:, None], tied.Y) * jnp.sqrt(tied.multiplicity) / tied.total
-    return jnp.linalg.norm(G, 2)
+    R = tied.loss.residual(origin_logits(tied), tied.Y)
+    return jnp.linalg.norm(sample_gradient(tied, R), 2)
+
+
+def origin_logits(tied: Problem) -> Float[Array, "K K"]:
+    """The logits of every class's sample at W = H = 0: the best bias."""
+    zero = jnp.zeros((tied.K, tied.K))
+    return zero + optimal_bias(tied, zero, zero[0])[:, None] if tied.use_bias else zero

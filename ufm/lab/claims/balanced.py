@@ -3,12 +3,12 @@
 import dataclasses
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
 from ufm.lab.claims.claim import Cases, claim
 from ufm.lab.claims.grid import balanced_problems, solved
+from ufm.lab.dense import dense_eigenvalues
 from ufm.measure.collapse import collapse_metrics
 from ufm.model.problem import Params, Problem, objective
 from ufm.theory.certificate import Verdict, certify
@@ -127,17 +127,6 @@ def origin_index(full: bool) -> Cases:
         negative = values[values < least / 2]
         right = len(negative) == (K - 1) * d and (values[len(negative) :] > -1e-14).all()
         yield text, np.max(np.abs(negative - least)) / abs(least) if right else np.inf
-
-
-@jax.jit
-def _hessian(problem: Problem, params: Params) -> jax.Array:
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return jax.hessian(lambda x: objective(problem, unravel(x)))(flat)
-
-
-def dense_eigenvalues(problem: Problem, params: Params) -> np.ndarray:
-    """All eigenvalues of ∇²f, ascending, by brute force."""
-    return np.linalg.eigvalsh(np.asarray(_hessian(problem, params)))
 
 
 @claim(

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.lab.claims.balanced import dense_eigenvalues
 from ufm.lab.claims.claim import Cases, claim
 from ufm.lab.claims.grid import balanced_problems
+from ufm.lab.dense import dense_eigenvalues
 from ufm.lab.optimum import global_minimiser
 from ufm.model.problem import Params, Problem, imbalanced, init, logits, objective
 from ufm.theory.atlas import coarse_etf

@@ -1,0 +1,224 @@
+"""The catalogue of partition saddles: energy, rank, Morse index, and which falls to which (THEORY 8.3)."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Key
+
+from ufm.lab.optimum import solve_tied
+from ufm.model.problem import Params, Problem, is_concrete, logits, objective, tie_features
+from ufm.theory.atlas import Partition, check_partition, coarse_etf, integer_partitions, merged_block
+from ufm.theory.duality import sample_gradient
+from ufm.theory.optimum import is_balanced
+from ufm.theory.orbits import tie_classes
+from ufm.theory.spectrum import hessian_spectrum
+
+CERTIFIED = 1e-6  # relative excess of the tied dual norm over s above which a tied optimum is refused
+MERGED = 1e-6  # relative distance below which classes count as merged
+RANK = 1e-12  # singular values of the logits, relative to the largest or to 1 nat
+ZERO = 1e-13  # eigenvalues of a merged block relative to its largest
+TYPES = 200  # of partitions that are listed without being asked for a sample
+Type = tuple[tuple[int, int], ...]  # (class size, classes merged) of every group, sorted
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """The global optimum among points whose classes are tied as the partition says: a critical point of f.
+
+    Attributes:
+        partition: the groups of merged classes.
+        params: the point, a column for every column of the problem.
+        value: f, nats.
+        rank: of W; 0 at the origin.
+        index: number of negative Hessian eigenvalues.
+        nullity: number of zero ones.
+        smallest_eigenvalue: λ_min(∇²f), every sample with its own column.
+        orbit_dimension: of the point's orbit under O(d) and shifts of a free bias; a larger nullity is degeneracy.
+        points: how many partitions there are of this type; each has such an orbit.
+    """
+
+    partition: Partition
+    params: Params
+    value: float
+    rank: int
+    index: int
+    nullity: int
+    smallest_eigenvalue: float
+    orbit_dimension: int
+    points: int
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of the groups, descending."""
+        return tuple(sorted(map(len, self.partition), reverse=True))
+
+
+def critical_points(
+    problem: Problem, *, samples: int | None = None, key: Key[Array, ""] | None = None
+) -> tuple[CriticalPoint, ...]:
+    """Every partition saddle and the optimum, one of each type, from the lowest f up.
+
+    Classes of equal size may be merged. Tied problems are solved in their symmetric coordinates (orbits.py), equal
+    groups included; index, nullity and least eigenvalue are those of the merged groups' blocks, the rest of the
+    Hessian being that of a global optimum. Partitions into more than d + 1 groups are left out; those whose optimum
+    merges further (THEORY 1.2, 3.4) are listed once, as merged.
+
+    Args:
+        problem: cross-entropy, concrete.
+        samples: so many types at random (uniform over types, without repetition) where all are too many; the optimum's
+            and the origin's are always among them.
+        key: for samples.
+
+    Raises:
+        ValueError: if there are more than 200 types and no samples are asked for, or values are traced.
+        ArithmeticError: if a tied optimum could not be certified.
+
+    Source: THEORY 8.3, 1.6; index and eigenvalues derived for this project.
+    """
+    if not all(is_concrete(x) for x in jax.tree.leaves(problem)):
+        raise ValueError("problem must be known, not traced, to list its critical points")
+    types = _types(problem)
+    if samples is None and len(types) > TYPES:
+        raise ValueError(f"samples must be given: there are {len(types)} types of partitions, more than {TYPES}")
+    if samples is not None and samples < len(types):
+        if key is None:
+            raise ValueError("key must be given to draw samples of the partitions")
+        drawn = jax.random.choice(key, np.arange(1, len(types) - 1), (max(samples - 2, 0),), replace=False)
+        types = [types[i] for i in (0, *np.asarray(drawn).tolist(), len(types) - 1)]
+    found = {point.partition: point for point in (_critical_point(problem, _example(problem, t)) for t in types)}
+    return tuple(sorted(found.values(), key=lambda point: (point.value, point.partition)))
+
+
+def lattice(points: tuple[CriticalPoint, ...], counts: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Pairs (i, j): points[j] is of the type that points[i] becomes when one merged group splits in two.
+
+    Splitting is what the negative directions at points[i] do: each is a difference within one merged group.
+    """
+    types = {partition_type(counts, point.partition): i for i, point in enumerate(points)}
+    pairs = ((i, types.get(finer)) for t, i in types.items() for finer in _splits(t))
+    return tuple(sorted({(i, j) for i, j in pairs if j is not None}))
+
+
+def partition_type(counts: np.ndarray, partition: Partition) -> Type:
+    """The partition up to exchanging classes of equal size."""
+    return tuple(sorted((int(counts[group[0]]), len(group)) for group in partition))
+
+
+def _splits(t: Type) -> Iterator[Type]:
+    for i, (n, size) in enumerate(t):
+        for part in range(1, size // 2 + 1):
+            yield tuple(sorted((*t[:i], *t[i + 1 :], (n, part), (n, size - part))))
+
+
+def _types(problem: Problem) -> list[Type]:
+    """All types with at most d + 1 groups, from all classes merged to all apart."""
+    sizes = Counter(np.asarray(problem.counts).astype(int).tolist())
+    choices = [[[(n, part) for part in parts] for parts in integer_partitions(k)] for n, k in sorted(sizes.items())]
+    types = [tuple(sorted(itertools.chain(*choice))) for choice in itertools.product(*choices)]
+    return sorted((t for t in types if len(t) <= problem.d + 1), key=len)
+
+
+def _example(problem: Problem, t: Type) -> Partition:
+    """A partition of the type, successive classes of each size merged in turn."""
+    counts = np.asarray(problem.counts).astype(int)
+    classes = {n: iter(np.flatnonzero(counts == n).tolist()) for n in set(counts.tolist())}
+    return check_partition(problem.K, [list(itertools.islice(classes[n], size)) for n, size in t])
+
+
+def _number(t: Type) -> int:
+    """How many partitions are of the type."""
+    total = 1
+    for n in {n for n, _ in t}:
+        sizes = [size for m, size in t if m == n]
+        repeats = math.prod(map(math.factorial, Counter(sizes).values()))
+        total *= math.factorial(sum(sizes)) // (math.prod(map(math.factorial, sizes)) * repeats)
+    return total
+
+
+def _critical_point(problem: Problem, partition: Partition) -> CriticalPoint:
+    tied = tie_features(problem)
+    means = _tied_optimum(tied, partition)
+    _check_tied_optimum(tied, means, partition)
+    partition, rank = _as_merged(tied, means, partition), _rank(tied, means.W)
+    orbit = rank * (problem.d - rank) + rank * (rank - 1) // 2 + (problem.use_bias and float(problem.lam_b) == 0)
+    index, degenerate, least = _merged_signs(tied, means, partition)
+    if index == 0:
+        least = 0.0 if orbit else _least_eigenvalue(tied, means, rank)
+    params = Params(means.W, means.H @ problem.Y, means.b)
+    points = _number(partition_type(np.asarray(problem.counts), partition))
+    value = float(objective(tied, means))
+    return CriticalPoint(partition, params, value, rank, index, orbit + degenerate, least, orbit, points)
+
+
+def _tied_optimum(tied: Problem, partition: Partition) -> Params:
+    if is_balanced(tied) and len(set(map(len, partition))) == 1:
+        return coarse_etf(tied, partition)
+    return solve_tied(tie_classes(tied, partition), tied)
+
+
+def _check_tied_optimum(tied: Problem, means: Params, partition: Partition) -> None:
+    """‖∇_Z g‖₂ ≤ s on logits tied within the groups: the certificate of THEORY 0 for the tied problem."""
+    indicator = np.zeros((tied.K, len(partition)))
+    for i, group in enumerate(partition):
+        indicator[list(group), i] = len(group) ** -0.5
+    G = sample_gradient(tied, tied.loss.residual(logits(tied, means), tied.Y))
+    excess = float(np.linalg.norm(indicator.T @ np.asarray(G) @ indicator, 2) / tied.s) - 1
+    if not excess <= CERTIFIED:
+        raise ArithmeticError(f"tied optimum of {partition} not certified: its dual norm exceeds s by {excess:.1e}")
+
+
+def _as_merged(tied: Problem, means: Params, partition: Partition) -> Partition:
+    """The partition with groups joined that agree in class size, rows of W and bias."""
+    rows = np.concatenate([np.asarray(means.W), np.asarray(means.b)[:, None]], axis=1)
+    rows = np.concatenate([rows / max(np.abs(rows).max(), 1e-300), np.asarray(tied.counts)[:, None]], axis=1)
+    joined: dict[int, list[int]] = {}
+    for group in partition:
+        leader = next((k for k in joined if np.abs(rows[k] - rows[group[0]]).max() <= MERGED), group[0])
+        joined.setdefault(leader, []).extend(group)
+    return check_partition(tied.K, joined.values())
+
+
+def _rank(tied: Problem, W: Array) -> int:
+    """Singular values of the logits, √n-weighted, that exceed rounding: those of W squared, by balance."""
+    sigma = np.linalg.svd(np.asarray(W), compute_uv=False) ** 2 * float(jnp.sqrt(tied.lam_W / tied.lam_H))
+    return int((sigma > RANK * max(sigma[0], 1)).sum())
+
+
+def _merged_signs(tied: Problem, means: Params, partition: Partition) -> tuple[int, int, float]:
+    """Negative and zero eigenvalues on the differences inside merged groups, and the least of them."""
+    index, zeros, least = 0, 0, np.inf
+    for group in partition:
+        if len(group) > 1:
+            values = np.linalg.eigvalsh(merged_block(tied, means, group))
+            zero = np.abs(values) <= ZERO * np.abs(values).max()
+            index += (len(group) - 1) * int(((values < 0) & ~zero).sum())
+            zeros += (len(group) - 1) * int(zero.sum())
+            least = min(least, float(values[0]))
+    return index, zeros, least
+
+
+def _least_eigenvalue(tied: Problem, means: Params, rank: int) -> float:
+    """λ_min at a minimum whose orbit is points: the origin, or two classes in one dimension.
+
+    By the dense Hessian over √n_k times the class means, and by the features' own where they vary within a class.
+    """
+    if not rank:
+        return float(np.min(hessian_spectrum(tied, "origin").eigenvalues))
+    scale = Params(means.W**0, means.H**0 / jnp.sqrt(tied.multiplicity), means.b**0)
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, means))
+    moved = lambda x: jax.tree.map(lambda a, c, dx: a + c * dx, means, scale, unravel(x))  # noqa: E731
+    H = jax.hessian(lambda x: objective(tied, moved(x)))(flat)
+    used = flat.size if tied.use_bias else flat.size - tied.K
+    least = [float(jnp.linalg.eigvalsh(H[:used, :used])[0])]
+    for Z, y, n in zip(logits(tied, means).T, tied.Y.T, tied.counts, strict=True):
+        if n > 1:
+            C = tied.loss.mean_hessian(Z[:, None], y[:, None], jnp.ones(1))
+            least.append(float(tied.lam_H + jnp.linalg.eigvalsh(means.W.T @ C @ means.W)[0] / tied.total))
+    return min(least)
