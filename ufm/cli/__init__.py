@@ -10,6 +10,7 @@ import jax
 import tyro
 
 from ufm.cli.features import Certify, Measure
+from ufm.cli.landscape import Landscape
 from ufm.cli.model import Solve
 from ufm.cli.train import Train
 from ufm.cli.verify import Verify
@@ -19,6 +20,7 @@ Command = (
     | Annotated[Solve, tyro.conf.subcommand("solve")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Landscape, tyro.conf.subcommand("landscape")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
+from ufm.lab.dense import dense_eigenvalues
 from ufm.lab.optimum import solve_tied
 from ufm.model.problem import Params, Problem, is_concrete, logits, objective, tie_features
 from ufm.theory.atlas import Partition, check_partition, coarse_etf, integer_partitions, merged_block
@@ -207,16 +207,11 @@ def _merged_signs(tied: Problem, means: Params, partition: Partition) -> tuple[i
 def _least_eigenvalue(tied: Problem, means: Params, rank: int) -> float:
     """λ_min at a minimum whose orbit is points: the origin, or two classes in one dimension.
 
-    By the dense Hessian over √n_k times the class means, and by the features' own where they vary within a class.
+    By the dense Hessian over class means, and by the features' own where they vary within a class.
     """
     if not rank:
         return float(np.min(hessian_spectrum(tied, "origin").eigenvalues))
-    scale = Params(means.W**0, means.H**0 / jnp.sqrt(tied.multiplicity), means.b**0)
-    flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, means))
-    moved = lambda x: jax.tree.map(lambda a, c, dx: a + c * dx, means, scale, unravel(x))  # noqa: E731
-    H = jax.hessian(lambda x: objective(tied, moved(x)))(flat)
-    used = flat.size if tied.use_bias else flat.size - tied.K
-    least = [float(jnp.linalg.eigvalsh(H[:used, :used])[0])]
+    least = [float(dense_eigenvalues(tied, means)[0])]
     for Z, y, n in zip(logits(tied, means).T, tied.Y.T, tied.counts, strict=True):
         if n > 1:
             C = tied.loss.mean_hessian(Z[:, None], y[:, None], jnp.ones(1))

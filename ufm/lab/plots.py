@@ -116,3 +116,89 @@ def _logarithmic(axes: Axes) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=150)
     return path
+
+
+def draw_landscape(folder: Path) -> list[Path]:
+    """The figures of a landscape run: escape.png, spectrum.png, atlas.png and network.png, those it has records for."""
+    kinds = {"saddle": draw_escape, "spectra": draw_spectra, "atlas": draw_atlas, "network": draw_network}
+    summary = read_json(folder / "summary.json")
+    return [draw(folder) for name, draw in kinds.items() if summary.get(name)]
+
+
+def draw_escape(folder: Path) -> Path:
+    """escape.png: f along the steepest escape from a saddle, the predicted parabola over it, and the plane it lies in."""
+    saddle = read_json(folder / "summary.json")["saddle"]
+    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    line, plane = figure.subplots(1, 2)
+    tau, along, parabola = arrays["tau"], arrays["along"], arrays["parabola"]
+    line.plot(tau, along, label="f")
+    label = f"f + λ_min τ²/2 with λ_min = {saddle['curvature']:.4g} predicted"
+    line.plot(tau, parabola, **THEORY["predicted"] | {"label": label})
+    margin = 0.1 * np.ptp(along)
+    line.set(xlabel="distance τ along the steepest escape", ylabel="f, nats")
+    line.set_ylim(along.min() - margin, along.max() + 3 * margin)
+    line.legend(fontsize=9, loc="upper center")
+    side, levels = arrays["side"], np.linspace(arrays["plane"].min(), 2 * along.max() - along.min(), 31)
+    filled = plane.contourf(side, side, arrays["plane"], levels=levels, cmap="viridis", extend="max")
+    plane.contour(side, side, arrays["plane"], levels=[saddle["value"]], colors="white", linewidths=1)
+    figure.colorbar(filled, ax=plane, label="f, nats; white: f of the saddle")
+    plane.plot(0, 0, "x", color="white", ms=9, mew=2)
+    plane.set(xlabel="features move by a vᵀ", ylabel="classifier moves by u aᵀ", aspect="equal")
+    figure.suptitle(f"The way down from the saddle that merges classes as {saddle['groups']}", fontsize=11)
+    return _save(figure, folder / "escape.png")
+
+
+def draw_spectra(folder: Path) -> Path:
+    """spectrum.png: the multiplicity of every eigenvalue, theory over the number found by brute force."""
+    spectra = read_json(folder / "summary.json")["spectra"]
+    figure = Figure(figsize=(4.4 * len(spectra), 4), layout="constrained")
+    for axes, (where, rows) in zip(np.ravel(figure.subplots(1, len(spectra))), spectra.items(), strict=True):
+        position = np.arange(len(rows))
+        if rows[0]["dense"] is not None:
+            axes.bar(position, [row["dense"] for row in rows], color="tab:blue", alpha=0.6, label="dense")
+        axes.plot(position, [row["theory"] for row in rows], "_", color="black", ms=14, mew=2, label="theory")
+        axes.set_xticks(position, [f"{row['eigenvalue']:.3g}" for row in rows], rotation=90, fontsize=8)
+        axes.set(yscale="log", title=where, xlabel="eigenvalue", ylabel="multiplicity")
+        axes.set_ylim(bottom=0.6)
+        axes.legend(fontsize=8)
+    return _save(figure, folder / "spectrum.png")
+
+
+def draw_atlas(folder: Path) -> Path:
+    """atlas.png: energy against index of the partition saddles, where each falls, and what a hunt found besides."""
+    summary = read_json(folder / "summary.json")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    points = summary["atlas"]
+    for i, j in summary["arrows"]:
+        ends = [(points[k]["index"], points[k]["value"]) for k in (i, j)]
+        axes.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": "0.75", "lw": 0.8})
+    axes.plot(
+        [p["index"] for p in points], [p["value"] for p in points], "o", color="tab:blue", label="partition saddles"
+    )
+    for p in points:
+        axes.annotate(p["groups"], (p["index"], p["value"]), (5, 4), textcoords="offset points", fontsize=7)
+    if new := [orbit for orbit in summary.get("hunt", {}).get("orbits", []) if not orbit["known"]]:
+        axes.plot([o["index"] for o in new], [o["value"] for o in new], "x", color="tab:red", label="found by the hunt")
+    axes.set(xlabel="Morse index", ylabel="f, nats")
+    axes.legend(fontsize=9)
+    return _save(figure, folder / "atlas.png")
+
+
+def draw_network(folder: Path) -> Path:
+    """network.png: f of a network's features over epochs, through the energies of the partition saddles."""
+    network = read_json(folder / "summary.json")["network"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for p in network["atlas"]:
+        axes.axhline(p["value"], color="0.8", lw=0.8, zorder=0)
+    for position, name in ((0, "optimum"), (1, "lowest saddle"), (-1, "origin")):
+        at = (1, network["atlas"][position]["value"])
+        axes.annotate(name, at, (4, 0), fontsize=8, va="center", xycoords=("axes fraction", "data"),
+                      textcoords="offset points")  # fmt: skip
+    axes.plot(network["epochs"], network["values"], **OBSERVED, label=f"f of the network's features ({network['run']})")
+    axes.set(xlabel="epoch", ylabel="f, nats; grey: partition saddles", xscale="log", yscale="log")
+    axes.legend(fontsize=9)
+    return _save(figure, folder / "network.png")
