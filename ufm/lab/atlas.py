@@ -23,7 +23,7 @@ from ufm.theory.spectrum import hessian_spectrum
 CERTIFIED = 1e-6  # relative excess of the tied dual norm over s above which a tied optimum is refused
 MERGED = 1e-6  # relative distance below which classes count as merged
 RANK = 1e-12  # singular values of the logits, relative to the largest or to 1 nat
-ZERO = 1e-13  # eigenvalues of a merged block relative to its largest
+ZERO = 1e-13  # eigenvalues of a merged block of unit diagonal
 TYPES = 200  # of partitions that are listed without being asked for a sample
 Type = tuple[tuple[int, int], ...]  # (class size, classes merged) of every group, sorted
 
@@ -63,17 +63,18 @@ class CriticalPoint:
 def critical_points(
     problem: Problem, *, samples: int | None = None, key: Key[Array, ""] | None = None
 ) -> tuple[CriticalPoint, ...]:
-    """Every partition saddle and the optimum, one of each type, from the lowest f up.
+    """Every partition saddle, one of each type, from the lowest f up; for d ≥ K − 1 the optimum is the first.
 
-    Classes of equal size may be merged. Tied problems are solved in their symmetric coordinates (orbits.py), equal
-    groups included; index, nullity and least eigenvalue are those of the merged groups' blocks, the rest of the
-    Hessian being that of a global optimum. Partitions into more than d + 1 groups are left out; those whose optimum
-    merges further (THEORY 1.2, 3.4) are listed once, as merged.
+    Classes of equal size may be merged, so W = H = 0 is one of them for equal counts only. Tied problems are solved in
+    their symmetric coordinates (orbits.py), equal groups of equal counts in closed form; index, nullity and least
+    eigenvalue are those of the merged groups' blocks, the rest of the Hessian being that of a global optimum, taken to
+    be degenerate in its orbit alone. Partitions into more than d + 1 groups are left out; those whose optimum merges
+    further (THEORY 1.2, 3.4) are listed once, as merged.
 
     Args:
         problem: cross-entropy, concrete.
-        samples: so many types at random (uniform over types, without repetition) where all are too many; the optimum's
-            and the origin's are always among them.
+        samples: so many types at random (uniform over types, without repetition) where all are too many; the finest and
+            the coarsest are always among them.
         key: for samples.
 
     Raises:
@@ -118,7 +119,7 @@ def _splits(t: Type) -> Iterator[Type]:
 
 
 def _types(problem: Problem) -> list[Type]:
-    """All types with at most d + 1 groups, from all classes merged to all apart."""
+    """All types with at most d + 1 groups, the coarsest first."""
     sizes = Counter(np.asarray(problem.counts).astype(int).tolist())
     choices = [[[(n, part) for part in parts] for parts in integer_partitions(k)] for n, k in sorted(sizes.items())]
     types = [tuple(sorted(itertools.chain(*choice))) for choice in itertools.product(*choices)]
@@ -192,20 +193,24 @@ def _rank(tied: Problem, W: Array) -> int:
 
 
 def _merged_signs(tied: Problem, means: Params, partition: Partition) -> tuple[int, int, float]:
-    """Negative and zero eigenvalues on the differences inside merged groups, and the least of them."""
+    """Negative and zero eigenvalues on the differences inside merged groups, and the least of them.
+
+    Signs are those of the block with a unit diagonal, which Sylvester's law allows and disparate λ's ask for.
+    """
     index, zeros, least = 0, 0, np.inf
     for group in partition:
         if len(group) > 1:
-            values = np.linalg.eigvalsh(merged_block(tied, means, group))
-            zero = np.abs(values) <= ZERO * np.abs(values).max()
-            index += (len(group) - 1) * int(((values < 0) & ~zero).sum())
-            zeros += (len(group) - 1) * int(zero.sum())
-            least = min(least, float(values[0]))
+            block = merged_block(tied, means, group)
+            root = np.sqrt(np.diag(block))
+            values = np.linalg.eigvalsh(block / np.outer(root, root))
+            index += (len(group) - 1) * int((values < -ZERO).sum())
+            zeros += (len(group) - 1) * int((np.abs(values) <= ZERO).sum())
+            least = min(least, float(np.linalg.eigvalsh(block)[0]))
     return index, zeros, least
 
 
 def _least_eigenvalue(tied: Problem, means: Params, rank: int) -> float:
-    """λ_min at a minimum whose orbit is points: the origin, or two classes in one dimension.
+    """λ_min at a minimum whose orbit is points: the origin, or two groups in one dimension.
 
     By the dense Hessian over class means, and by the features' own where they vary within a class.
     """

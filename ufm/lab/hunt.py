@@ -83,7 +83,7 @@ class Census:
 
     @property
     def spurious(self) -> tuple[Orbit, ...]:
-        """Critical points above the lowest f without negative curvature; for d ≥ K one would refute the theorem."""
+        """Critical points above the lowest f without negative curvature; for d ≥ K one would refute THEORY 0."""
         bar = self.lowest + ABOVE * abs(self.lowest)
         return tuple(orbit for orbit in self.orbits if orbit.index == 0 and orbit.value > bar)
 
@@ -154,10 +154,10 @@ def _searcher(tied: Problem) -> Callable[[Key[Array, ""]], Params | None]:
 def _invariants(tied: Problem, x: Params) -> np.ndarray:
     """What isometries of R^d, exchange of alike classes and shifts of the bias leave alone."""
     n, ratio = np.asarray(tied.counts), float(jnp.sqrt(tied.lam_W / tied.lam_H))
-    b = np.asarray(x.b) - float(tied.use_bias and tied.lam_b == 0) * np.mean(x.b)
-    rows = np.stack([n, np.sum(np.asarray(x.W) ** 2, axis=1) * ratio, b])
-    sigma = np.linalg.svd(np.asarray(x.W), compute_uv=False) ** 2 * ratio
-    return np.concatenate([[float(objective(tied, x))], sigma, rows[:, np.lexsort(np.round(rows[::-1], 6))].ravel()])
+    W, b = np.asarray(x.W), np.asarray(x.b) - float(tied.use_bias and tied.lam_b == 0) * np.mean(x.b)
+    sigma = np.linalg.svd(W, compute_uv=False) ** 2 * ratio
+    rows = [np.sort(v[n == size]) for size in np.unique(n) for v in (np.sum(W**2, axis=1) * ratio, b)]
+    return np.concatenate([[float(objective(tied, x))], sigma, *rows])
 
 
 def _collect(found: list[list[Any]], invariants: np.ndarray, point: Params) -> None:

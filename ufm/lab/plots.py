@@ -126,7 +126,7 @@ def draw_landscape(folder: Path) -> list[Path]:
 
 
 def draw_escape(folder: Path) -> Path:
-    """escape.png: f along the steepest escape from a saddle, the predicted parabola over it, and the plane it lies in."""
+    """escape.png: f along the steepest escape from a saddle, the predicted parabola over it, and f on its plane."""
     saddle = read_json(folder / "summary.json")["saddle"]
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         arrays = dict(file)

@@ -74,7 +74,7 @@ def merged_block(problem: Problem, means: Params, group: Sequence[int]) -> Float
         [ Σ_l (n_l/N) p_l h_lᵀ               0                λ_b + Σ_l (n_l/N) p_l    ],
 
     p_l the probability that a sample of class l gives to one class of the group. Its lower right corner is positive,
-    so it has at most d negative eigenvalues; where Wa = 0 they are d − rank W times (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 +
+    so it has at most d negative eigenvalues; where Wa = 0 it has d − rank W times (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 +
     n/N²).
 
     Args:

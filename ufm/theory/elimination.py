@@ -33,7 +33,7 @@ class Inertia(NamedTuple):
         zero: how many cannot be told from zero.
         positive: how many are positive.
         margin: the least eigenvalue of the Schur complement that was given a sign, relative to what rounding and the
-            gradient left at the point can do to a zero; near 1 a sign is doubtful.
+            gradient left at the point can do to a zero; near 1 a sign is doubtful, 0 if none was given.
         relative_gradient: ∇f over the terms that cancel in it; not small at a point that is not critical, where the
             counts are those of the Hessian but no Morse index.
     """
@@ -49,10 +49,10 @@ def inertia(problem: Problem, params: Params) -> Inertia:
     """(negative, zero, positive) eigenvalues of ∇²f at any point, exactly, without the Hessian.
 
     O(N K² d²) time in batches of columns, and (Kd)³ for the eigenvalues of the Schur complement; columns that agree
-    count once, and so do tied classes. An eigenvalue μ of it counts as zero if |μ| ≤ 16 (Kd + K) eps of the terms that
-    make it up; at a critical point (relative gradient at most 1e-6) also if it could be the zero of a symmetry, which
-    the gradient left there moves by at most (‖∇_W f‖ + √(λ_W/λ_H) ‖∇_H f‖)/σ_min(W): differentiate f(W e^{τΩ},
-    e^{−τΩ}H) = f twice.
+    count once, and so do tied classes. An eigenvalue μ of it counts as zero if |μ| ≤ 16 q eps, q its size, of the
+    terms that make it up; at a critical point (relative gradient at most 1e-6) also if it could be the zero of a
+    symmetry, which the gradient left there moves, to first order, by at most (‖∇_W f‖ + √(λ_W/λ_H) ‖∇_H f‖)/σ_min(W):
+    differentiate f(W e^{τΩ}, e^{−τΩ}H) = f twice.
 
     Args:
         problem: cross-entropy, or any loss that is convex in the logits and blind to a constant added to them.
@@ -71,7 +71,7 @@ def inertia(problem: Problem, params: Params) -> Inertia:
     gradient = jax.grad(lambda x: objective(problem, x))(params)
     R = problem.loss.residual(logits(problem, params), problem.Y)
     relative = float(relative_gradient(problem, params, gradient, R))
-    shift = _zero_shift(problem, params, gradient) if relative <= CRITICAL else 0.0
+    shift = _zero_shift(problem, params, gradient, relative) if relative <= CRITICAL else 0.0
     counts, margin = np.zeros(3, int), np.inf
     for Q, multiplicity in _row_blocks(_tied_classes(problem, params, columns)):
         S, rounding = _schur_complement(problem, params, columns, Q)
@@ -99,9 +99,10 @@ def _distinct_columns(problem: Problem, params: Params) -> _Columns:
     return _Columns(distinct[1:], np.eye(problem.K)[:, distinct[0].astype(int)], weight)
 
 
-def _zero_shift(problem: Problem, params: Params, gradient: Params) -> float:
+def _zero_shift(problem: Problem, params: Params, gradient: Params, relative: float) -> float:
+    """How far the gradient left at the point moves a symmetry's zero; singular values of its size count as none."""
     sigma = np.linalg.svd(np.asarray(params.W), compute_uv=False)
-    kept = sigma[sigma > np.sqrt(np.finfo(sigma.dtype).eps) * sigma[0]]
+    kept = sigma[sigma > max(np.sqrt(np.finfo(sigma.dtype).eps), 10 * relative) * sigma[0]]
     H_part = jnp.sqrt(problem.lam_W / problem.lam_H * jnp.sum(gradient.H**2 / problem.multiplicity))
     return float((jnp.linalg.norm(gradient.W) + H_part) / kept[-1]) if kept.size else 0.0
 
@@ -146,9 +147,12 @@ def _schur_complement(problem: Problem, params: Params, columns: _Columns, Q: np
         terms, scale = _accumulate(problem, params, part, Q)
         total, size = total + np.asarray(terms), size + float(scale)
     S = total.reshape(q * (d + 1), q * (d + 1)) + np.kron(np.eye(q), np.diag([problem.lam_W] * d + [problem.lam_b]))
+    scale = np.tile([1.0] * d + [1 / np.sqrt(1 + float(problem.lam_b))], q)  # a stiff bias drowns nothing
     kept = np.tile(np.arange(d + 1) < d + problem.use_bias, q)
-    rounding = 16 * len(S) * np.finfo(S.dtype).eps * (size + float(problem.lam_W))
-    return S[np.ix_(kept, kept)], rounding
+    rounding = (
+        16 * len(S) * np.finfo(S.dtype).eps * (size + float(problem.lam_W) + float(problem.lam_b / (1 + problem.lam_b)))
+    )
+    return (scale[:, None] * S * scale)[np.ix_(kept, kept)], rounding
 
 
 def _padded(x: np.ndarray, length: int) -> np.ndarray:
@@ -183,5 +187,5 @@ def _signs(S: np.ndarray, tolerance: float) -> tuple[np.ndarray, float]:
     values = np.linalg.eigvalsh(S)
     signs = np.where(np.abs(values) <= tolerance, 0, np.sign(values))
     counted = np.abs(values[signs != 0])
-    margin = counted.min() / tolerance if counted.size else np.inf
+    margin = counted.min() / tolerance if counted.size else 0.0
     return np.array([(signs == sign).sum() for sign in (-1, 0, 1)]), float(margin)

@@ -55,7 +55,7 @@ class Spectrum(eqx.Module):
 
     @property
     def nullity(self) -> int:
-        """Number of zero eigenvalues; the point is degenerate where it exceeds orbit_dimension."""
+        """Number of eigenvalues that are zero to rounding; the point is degenerate where it exceeds orbit_dimension."""
         return self._count(self.eigenvalues == 0)
 
     @property
@@ -72,7 +72,10 @@ class Spectrum(eqx.Module):
 
     @property
     def descent_rate(self) -> Float[Array | np.ndarray, ""]:
-        """1 − 1/condition_number: what a gradient step of size 1/λ_max leaves of the distance to a minimum."""
+        """1 − 1/condition_number: the factor by which gradient descent shrinks the distance to a minimum's orbit.
+
+        Per step of size 1/λ_max, asymptotically and at worst.
+        """
         return _namespace(self.eigenvalues).asarray(1 - 1 / self.condition_number)
 
     def levels(self) -> list[tuple[float, int, str]]:
@@ -103,7 +106,7 @@ def hessian_spectrum(problem: Problem, at: Where = "optimum") -> Spectrum:
     values, symmetry, multiplicities, labels = [], [], [], []
     for block in blocks:
         size = len(block.matrix)
-        levels = xp.linalg.eigvalsh(block.matrix) if size > 1 else block.matrix[0]
+        levels = _eigenvalues(xp, block.matrix)
         for j in range(size):
             zero = xp.asarray(block.symmetry) & (j == 0)
             values.append(xp.where(zero, 0, levels[j]))
@@ -111,6 +114,16 @@ def hessian_spectrum(problem: Problem, at: Where = "optimum") -> Spectrum:
             multiplicities.append(block.multiplicity)
             labels.append(block.label if size == 1 else f"{block.label}, {j + 1} of {size}")
     return Spectrum(xp.stack(values), xp.stack(symmetry), tuple(multiplicities), tuple(labels))
+
+
+def _eigenvalues(xp: Any, matrix: Any) -> Any:
+    """Ascending, with the signs of the matrix of unit diagonal (Sylvester's law), which disparate λ's do not blur."""
+    if len(matrix) == 1:
+        return matrix[0]
+    root = xp.sqrt(xp.diagonal(matrix))
+    signs = xp.linalg.eigvalsh(matrix / (root[:, None] * root))
+    signs = xp.where(xp.abs(signs) <= 16 * xp.finfo(matrix.dtype).eps, 0, xp.sign(signs))
+    return signs * xp.abs(xp.linalg.eigvalsh(matrix))
 
 
 def _namespace(*arrays: Any) -> Any:
@@ -130,14 +143,14 @@ def spectrum_blocks(problem: Problem, at: Where) -> list[Block]:
 def _blocks(problem: Problem, at: Any) -> Iterator[Block]:
     if not isinstance(problem.loss, CrossEntropy):
         raise ValueError(f"loss must be CrossEntropy for the closed form, got {type(problem.loss).__name__}")
+    if isinstance(at, str) and at not in ("optimum", "origin"):
+        raise ValueError(f"at must be 'optimum', 'origin' or a partition of the classes, got {at!r}")
+    if not isinstance(at, str):
+        return partition_blocks(problem, len(equal_groups(problem.K, at)))
     if at == "optimum":
         check_dimension(problem)
         return partition_blocks(problem, problem.K)
-    if at == "origin":
-        return partition_blocks(problem, 1) if is_balanced(problem) else origin_blocks(problem)
-    if isinstance(at, str):
-        raise ValueError(f"at must be 'optimum', 'origin' or a partition of the classes, got {at!r}")
-    return partition_blocks(problem, len(equal_groups(problem.K, at)))
+    return partition_blocks(problem, 1) if is_balanced(problem) else origin_blocks(problem)
 
 
 class _Frame(NamedTuple):
