@@ -15,6 +15,7 @@ import tyro
 from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
+from benchmarks.curvature import compare_counts, compare_ends
 from benchmarks.descend import compare_descents
 from benchmarks.imbalanced import compare_optima
 from benchmarks.race import CORES, HAS_TORCH, Row
@@ -81,6 +82,8 @@ def _comparisons(config: Config) -> list[Callable[[], list[Row]]]:
         *(partial(compare_solvers, *size, *lams, repeats) for lams in LAMBDAS[: 1 if config.quick else None]),
         partial(compare_descents, *size, *LAMBDAS[0], steps, repeats),
         *(partial(compare_optima, K, 1e-3, 1e-3, repeats) for K in Ks),
+        partial(compare_counts, *((3, 4, 4) if config.quick else (10, 50, 16)), 5e-3, 5e-4),
+        partial(compare_ends, *((3, 4, 4) if config.quick else (100, 20, 128)), 5e-3, 5e-5),
     ]
 
 
