@@ -31,7 +31,7 @@ SHAPES = (
     (6, 1, 5, {"lam_b": 1.0}),
 )
 HUNTED = ((3, 1, 3, {}), (4, 2, 4, {"use_bias": False}))
-TOL, GRAD_TOL = 1e-8, 1e-6  # certify's own
+GRAD_TOL = 1e-6  # certify's own
 WIDE = np.longdouble
 
 
@@ -45,6 +45,8 @@ class Config:
     """Number of points, about; spread over shapes, kinds and λ's."""
     precision: str = "float64"
     """Arithmetic of the certificate, float64 or float32; the judge's is extended either way."""
+    tol: float = 1e-8
+    """Relative gap below which a point counts as global; float32 rounds f by more than the default."""
     seed: int = 0
     """Seed of λ's, perturbations and random points."""
 
@@ -60,9 +62,9 @@ def main(config: Config) -> Path:
     table: Counter[tuple[str, str]] = Counter()
     wrong: list[dict[str, Any]] = []
     for batch in tqdm(batches, desc="verdicts", disable=not sys.stderr.isatty()):
-        codes = batch.verdicts()
+        codes = batch.verdicts(config.tol)
         table.update((kind, Verdict(int(code)).name) for kind, code in zip(batch.kinds, codes, strict=True))
-        wrong += batch.mistakes(codes)
+        wrong += batch.mistakes(codes, config.tol)
     total = sum(table.values())
     result = {
         "points": total,
@@ -88,11 +90,13 @@ class Batch:
     b: np.ndarray
     kinds: list[str]
 
-    def verdicts(self) -> np.ndarray:
+    def verdicts(self, tol: float) -> np.ndarray:
         """certify's codes, in the default float type."""
-        return np.asarray(_codes(self.shape[:3], tuple(self.shape[3].items()), self.lams.T, self.W, self.H, self.b))
+        return np.asarray(
+            _codes(self.shape[:3], tuple(self.shape[3].items()), tol, self.lams.T, self.W, self.H, self.b)
+        )
 
-    def mistakes(self, codes: np.ndarray) -> list[dict[str, Any]]:
+    def mistakes(self, codes: np.ndarray, tol: float) -> list[dict[str, Any]]:
         """The verdicts that are false of the point as the certificate was given it."""
         dtype = jnp.result_type(float)
         W, H, b, lams = (np.asarray(x, dtype).astype(WIDE) for x in (self.W, self.H, self.b, self.lams))
@@ -102,8 +106,8 @@ class Batch:
         collapsed = np.asarray(K * np.sqrt(n * lams[0] * lams[1]), float) >= 1
         near_optimum = np.array([kind.startswith("optimum") for kind in self.kinds])
         false = {
-            Verdict.GLOBAL: excess > TOL * (1 + 1e-3),
-            Verdict.STRICT_SADDLE: (excess <= TOL) | near_optimum | collapsed,
+            Verdict.GLOBAL: excess > tol * (1 + 1e-3),
+            Verdict.STRICT_SADDLE: (excess <= tol) | near_optimum | collapsed,
             Verdict.NOT_CRITICAL: np.asarray(gradient, float) <= GRAD_TOL * (1 - 1e-3),
             Verdict.UNDECIDED: np.zeros(len(codes), bool),
         }
@@ -115,11 +119,11 @@ class Batch:
         ]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _codes(shape: tuple[int, int, int], kind: tuple, lams: Any, W: Any, H: Any, b: Any) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _codes(shape: tuple[int, int, int], kind: tuple, tol: float, lams: Any, W: Any, H: Any, b: Any) -> jax.Array:
     def code(point: Any) -> jax.Array:
         lam, W, H, b = point
-        return certify(balanced(*shape, lam_W=lam[0], lam_H=lam[1], **dict(kind)), Params(W, H, b)).code
+        return certify(balanced(*shape, lam_W=lam[0], lam_H=lam[1], **dict(kind)), Params(W, H, b), tol=tol).code
 
     return jax.lax.map(code, tuple(jnp.asarray(x, float) for x in (lams, W, H, b)), batch_size=256)
 

@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, check_shapes, is_concrete, logits, objective
-from ufm.theory.duality import dual_value, norm_rounding, sample_gradient, top_singular_pair, value_rounding
+from ufm.theory.duality import (
+    dual_value,
+    gradient_rounding,
+    norm_rounding,
+    sample_gradient,
+    top_singular_pair,
+    value_rounding,
+)
 from ufm.theory.escape import escape
 
 
@@ -75,7 +82,7 @@ def certify(
             up; the dual norm exceeds s by ten times what ‖∇f‖ / min(λ_W, λ_H) of displacement could explain; the gap is
             larger than √ρ f, as it is not near the optimum; f curves down and falls along `direction`, as measured.
             What is shown is the Hessian at this point; a critical point within rounding of it is inferred.
-        NOT_CRITICAL: neither, and the gradient is larger than that.
+        NOT_CRITICAL: neither, and the gradient is larger than that by more than its rounding.
         UNDECIDED: anything else; the gap still holds.
 
     Rounding: `rounding` bounds what float arithmetic (with exp and log good to an ulp) can have changed in gap, summed
@@ -138,6 +145,7 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
     is_global = gap + rounding <= tol * value
     relative_grad = relative_gradient(problem, params, grad, R)
     is_critical = relative_grad <= grad_tol
+    grad_rounding = relative_gradient(problem, params, gradient_rounding(problem, params, R), R)
     excess = sigma * (1 - norm_rounding(G, sigma)) - problem.s
     exceeds = (excess > 10 * _stray(problem, params, grad_norm)) & (gap > jnp.sqrt(relative_grad) * value)
     way = jax.lax.cond(
@@ -147,7 +155,7 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
     )
     falls = (way.measured < way.predicted / 2) & (way.drop > 2 * rounding)
     code = jnp.select(
-        [is_global, ~is_critical, exceeds & falls],
+        [is_global, relative_grad - grad_rounding > grad_tol, is_critical & exceeds & falls],
         [Verdict.GLOBAL, Verdict.NOT_CRITICAL, Verdict.STRICT_SADDLE],
         Verdict.UNDECIDED,
     )

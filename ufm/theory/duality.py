@@ -101,6 +101,22 @@ def value_rounding(
     return eps * (N + K + problem.d + 8) * value + problem.multiplicity @ (2 * error * wrong) / problem.total
 
 
+def gradient_rounding(problem: Problem, params: Params, R: Float[Array, "K N"]) -> Params:
+    """Entrywise bounds on |computed ∇f − ∇f|, R the residual at the point.
+
+    A logit's error e changes a residual by at most the fraction exp(2e) − 1 of it; sums of N terms or less and the
+    softmax round by N + K + d + 8 units more of their terms' sizes.
+    """
+    K, N = problem.Y.shape
+    eps = jnp.finfo(R.dtype).eps
+    W, H, b = jnp.abs(params.W), jnp.abs(params.H), jnp.abs(params.b)
+    logit = (problem.d + 2) * eps * jnp.max(W @ H + problem.use_bias * b[:, None], axis=0)
+    fraction = jnp.expm1(2 * logit) + (N + K + problem.d + 8) * eps
+    A = jnp.abs(R) * (fraction * problem.multiplicity / problem.total)
+    own = (problem.lam_W * W, problem.lam_H * problem.multiplicity * H, problem.lam_b * b)
+    return Params(*(jnp.asarray(x + 4 * eps * y) for x, y in zip((A @ H.T, W.T @ A, A.sum(1)), own, strict=True)))
+
+
 def norm_rounding(G: Float[Array, "K N"], sigma: Float[Array, ""]) -> Float[Array, ""]:
     """A relative bound on the rounding of ‖G‖₂: N eps |G||G|ᵀ in its Gram matrix, 10 K eps in the eigensolver.
 
