@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from ufm.cli.model import Model
-from ufm.lab.records import as_json, write_run
+from ufm.lab.records import as_json, check_new, write_run
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,14 @@ class Landscape:
         from ufm.model.problem import imbalanced
 
         start, m = time.perf_counter(), self.model
+        folder = check_new(self.out or Path("runs") / f"landscape-{datetime.now():%Y%m%d-%H%M%S}")
         problem = imbalanced(m.class_counts(), m.d, lam_W=m.lam_W, lam_H=m.lam_H, lam_b=m.lam_b, use_bias=m.bias)
         quiet = self.json or not sys.stderr.isatty()
         key = jax.random.key(self.seed)
         result, arrays = survey(problem, saddle=self.saddle, hunted=self.hunt, key=key, quiet=quiet)
         if self.network is not None:
             result["network"] = network_place(self.network)
-        out = write_run(
-            self.out or Path("runs") / f"landscape-{datetime.now():%Y%m%d-%H%M%S}", self, result, arrays, start=start
-        )
-        figures = draw_landscape(out)
+        figures = draw_landscape(write_run(folder, self, result, arrays, start=start))
         if self.json:
             print(json.dumps(as_json(result)))
         else:

@@ -54,11 +54,11 @@ def _moved(x: Params, v: Params, tau: Array) -> Params:
     return jax.tree.map(lambda a, da: a + tau * da, x, v)
 
 
-def spectrum_rows(problem: Problem, at: Where, x: Params) -> list[dict[str, Any]]:
+def spectrum_rows(problem: Problem, at: Where, x: Params, *, dense_up_to: float = DENSE) -> list[dict[str, Any]]:
     """The levels of the spectrum at x, ascending, each with the number of dense eigenvalues found on it.
 
-    Levels closer than rounding are one row; `dense` is None where the Hessian is too large, or columns stand for more
-    than one sample.
+    Levels closer than rounding are one row. `dense` is None where there are more variables than dense_up_to, or columns
+    stand for more than one sample.
     """
     levels = hessian_spectrum(problem, at).levels()
     scale = max(abs(value) for value, _, _ in levels)
@@ -69,7 +69,7 @@ def spectrum_rows(problem: Problem, at: Where, x: Params) -> list[dict[str, Any]
             rows[-1]["what"] += f"; {label}"
         else:
             rows.append({"eigenvalue": value, "theory": count, "dense": None, "what": label})
-    if sum(row["theory"] for row in rows) <= DENSE and np.all(np.asarray(problem.multiplicity) == 1):
+    if sum(row["theory"] for row in rows) <= dense_up_to and np.all(np.asarray(problem.multiplicity) == 1):
         dense = dense_eigenvalues(problem, x)
         for row in rows:
             row["dense"] = int((np.abs(dense - row["eigenvalue"]) <= 2 * SAME_LEVEL * scale).sum())

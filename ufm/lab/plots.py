@@ -171,20 +171,37 @@ def draw_atlas(folder: Path) -> Path:
     summary = read_json(folder / "summary.json")
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    points = summary["atlas"]
-    for i, j in summary["arrows"]:
-        ends = [(points[k]["index"], points[k]["value"]) for k in (i, j)]
-        axes.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": "0.75", "lw": 0.8})
-    axes.plot(
-        [p["index"] for p in points], [p["value"] for p in points], "o", color="tab:blue", label="partition saddles"
-    )
-    for p in points:
+    _scatter(axes, summary["atlas"], summary["arrows"], summary.get("hunt", {}).get("orbits", []))
+    for p in summary["atlas"]:
         axes.annotate(p["groups"], (p["index"], p["value"]), (5, 4), textcoords="offset points", fontsize=7)
-    if new := [orbit for orbit in summary.get("hunt", {}).get("orbits", []) if not orbit["known"]]:
-        axes.plot([o["index"] for o in new], [o["value"] for o in new], "x", color="tab:red", label="found by the hunt")
-    axes.set(xlabel="Morse index", ylabel="f, nats")
     axes.legend(fontsize=9)
     return _save(figure, folder / "atlas.png")
+
+
+def draw_censuses(folder: Path) -> Path:
+    """census.png: energy against index of all that hunts found, beside the atlas, a panel for every d and κ."""
+    censuses = read_json(folder / "summary.json")["censuses"]
+    rows = sorted({c["d"] for c in censuses}, reverse=True)
+    columns = sorted({c["kappa"] for c in censuses})
+    figure = Figure(figsize=(4 * len(columns), 3.2 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False)
+    for c in censuses:
+        axes = panels[rows.index(c["d"]), columns.index(c["kappa"])]
+        _scatter(axes, c["atlas"], c["arrows"], c["orbits"])
+        axes.set_title(f"d = {c['d']}, κ = {c['kappa']:g}: {c['known']} known, {c['new']} new", fontsize=10)
+    panels[0, 0].legend(fontsize=8)
+    return _save(figure, folder / "census.png")
+
+
+def _scatter(axes: Axes, points: list[Row], arrows: list[Any], orbits: list[Row]) -> None:
+    """Partition saddles with arrows to where they fall, and the orbits that are none of them."""
+    for i, j in arrows:
+        ends = [(points[k]["index"], points[k]["value"]) for k in (i, j)]
+        axes.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": "0.75", "lw": 0.8})
+    axes.plot([p["index"] for p in points], [p["value"] for p in points], "o", label="partition saddles")
+    if new := [orbit for orbit in orbits if not orbit["known"]]:
+        axes.plot([o["index"] for o in new], [o["value"] for o in new], "x", color="tab:red", label="found by the hunt")
+    axes.set(xlabel="Morse index", ylabel="f, nats")
 
 
 def draw_network(folder: Path) -> Path:

@@ -37,6 +37,14 @@ def create_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_new(folder: str | os.PathLike[str]) -> Path:
+    """The folder's path; ValueError if it exists already, which is better said before the work than after it."""
+    path = Path(folder)
+    if os.path.lexists(path):
+        raise _exists(path)
+    return path
+
+
 def _exists(path: Path) -> ValueError:
     return ValueError(f"folder {path} exists already: a run is never overwritten, name another")
 
@@ -63,9 +71,7 @@ def write_run(
     Raises:
         ValueError: if the folder exists already or cannot be written.
     """
-    path = Path(folder)
-    if os.path.lexists(path):
-        raise _exists(path)
+    path = check_new(folder)
     partial = _beside(path)
     try:
         partial.mkdir(parents=True)
