@@ -42,10 +42,11 @@ def _optimal(K=3, n=4, d=5, lam_W=5e-3, lam_H=2e-3):
 
 
 TAUGHT = {
-    "": "verify solve certify measure train",
+    "": "verify solve certify classify measure train",
     "verify": "claim residual --full --no-network --out --json",
     "solve": "λ_W λ_H λ_b --counts --no-bias --seed",
     "certify": "H (d×N) features (N×d) labels balance --lam-W",
+    "classify": "H (d×N) labels --lam-W --lam-H --lam-b --rigorous --seed --out --json",
     "measure": ".npz .safetensors --centre class_means",
     "train": "--resume fashion-mnist ‖H‖² --lam-H",
 }
@@ -119,6 +120,59 @@ def test_certify_shows_the_way_down_from_a_saddle(ufm, tmp_path):
     assert result["predicted_curvature"] == pytest.approx(stated)
     assert result["measured_curvature"] == pytest.approx(stated)
     assert 0 < result["drop"] <= np.log(3)
+
+
+def test_classify_tells_a_saddle_in_float32_and_where_it_leads(ufm, tmp_path):
+    """At the origin (K − 1)d directions go down, with ‖∇_Z g‖₂ = 1/(K√n); every descent ends at f* for d ≥ K."""
+    problem, f = _optimal(4, 2, 4)
+    save_features(tmp_path / "f.npz", Features(np.float32(0 * f.H), f.labels, np.float32(0 * f.W), np.float32(f.b)))
+    flags = (tmp_path / "f.npz", "--lam-W", 5e-3, "--lam-H", 2e-3, "--seed", 3)
+    code, out, err = ufm("classify", *flags, "--json", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    result, least = _strict(out), 3.5e-3 - np.hypot(1.5e-3, 1 / 4 / np.sqrt(2))
+    assert (result["verdict"], result["critical"], result["morse_index"]) == ("STRICT_SADDLE", True, 12)
+    assert "negative_eigenvalues" not in result
+    assert sum(result[f"{sign}_eigenvalues"] for sign in ("zero", "positive")) == 4 * (4 + 8) + 4 - 12
+    assert result["smallest_eigenvalue"]["value"] == pytest.approx(least, abs=1e-9)
+    assert result["smallest_eigenvalue"]["converged"] is True
+    assert result["escape"]["predicted_curvature"] == pytest.approx(least)
+    assert result["value"] == pytest.approx(np.log(4))
+    assert result["excess"] == pytest.approx(np.log(4) - float(balanced_value(problem)))
+    assert result["leads_to"]["value"] == pytest.approx(float(balanced_value(problem)), rel=1e-11)
+    assert result["leads_to"]["verdict"] == "GLOBAL"
+    assert result["classes_merged"] == [[0, 1, 2, 3]]
+    assert result["atlas"]["entries"] == 5
+    assert result["atlas"]["alike"] == {"partition": [[0, 1, 2, 3]], "value": pytest.approx(np.log(4))}
+    assert result["atlas"]["above"] is None
+    assert sorted(map(len, result["atlas"]["below"]["partition"])) == [1, 3]
+    assert _strict((tmp_path / "run" / "summary.json").read_text("utf-8"))["verdict"] == "STRICT_SADDLE"
+    assert _strict((tmp_path / "run" / "config.json").read_text("utf-8"))["seed"] == 3
+    proved = ufm("classify", *flags, "--rigorous")[1]
+    assert "a strict saddle; f falls in 12 directions, steepest with curvature -0.1733" in proved
+    assert f"downhill leads to f = {float(balanced_value(problem)):.6g} (GLOBAL)" in proved
+
+
+def test_classify_tells_an_optimum_from_a_point_that_is_not_critical(ufm, tmp_path):
+    _, f = _optimal(4, 2, 4)
+    for name, size in (("optimum", 0), ("other", 0.1)):
+        H = f.H + size * np.cos(np.arange(32)).reshape(4, 8)
+        save_features(tmp_path / f"{name}.npz", Features(H, f.labels, f.W, f.b))
+    optimum, other = (
+        _strict(ufm("classify", tmp_path / f"{name}.npz", "--lam-W", 5e-3, "--lam-H", 2e-3, "--json")[1])
+        for name in ("optimum", "other")
+    )
+    assert (optimum["verdict"], optimum["morse_index"]) == ("GLOBAL", 0)
+    assert optimum["zero_eigenvalues"] == 3 + 3 + 1  # the frame of rank 3 turns in four dimensions, and b moves along 1
+    assert not {"leads_to", "negative_eigenvalues"} & optimum.keys()
+    assert abs(optimum["excess"]) < 1e-15
+    assert (other["verdict"], other["critical"]) == ("NOT_CRITICAL", False)
+    assert "morse_index" not in other
+    assert other["negative_eigenvalues"] >= 0
+    assert other["leads_to"]["value"] == pytest.approx(optimum["value"], rel=1e-11)
+    assert other["excess"] == pytest.approx(other["value"] - optimum["value"], rel=1e-11)
+    table = ufm("classify", tmp_path / "other.npz", "--lam-W", 5e-3, "--lam-H", 2e-3)[1]
+    assert "not a critical point; the gradient is" in table
+    assert "morse_index" not in table
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])

@@ -25,6 +25,7 @@ def _tree(folder="."):
 
 SOLVE = "solve --K 3 --n 2 --d 3 --out new"
 CERTIFY, MEASURE = "certify good.npz --lam-W 5e-3 --out new", "measure good.npz --out new"
+CLASSIFY = CERTIFY.replace("certify", "classify")
 TRAIN = f"train new {FLAGS}"
 BAD = {
     **{f"{SOLVE} --lam-W {value}": "lam_W must be positive" for value in (0, -1, "nan", "inf")},
@@ -51,12 +52,19 @@ BAD = {
     "certify good.npz --lam-W 5e-3 --out good.npz/run": "cannot be made",
     "certify flat.npz --lam-W 5e-3 --out new": "d must be at least K - 1 = 2",
     "certify zero.npz --lam-W 5e-3 --out new": "to imply lam_H",
+    "classify good.npz": "--lam-W.*see --help",
+    f"{CLASSIFY} --lam-W 0": "lam_W must be positive",
+    f"{CLASSIFY} --lam-H nan": "lam_H must be positive",
+    f"{CLASSIFY} --lam-b -1": "lam_b must be",
+    f"{CLASSIFY} --seed 1.5": "--seed.*see --help",
+    f"{CLASSIFY} --seed 99999999999999999999": "too (large|big)|overflow",
+    "classify zero.npz --lam-W 5e-3 --out new": "to imply lam_H",
     "measure good.npz --out taken": "taken exists already",
     "measure good.npz --out good.npz/run": "cannot be made",
     f"{MEASURE} --centre middle": "--centre.*see --help",
     **{
         f"{command} {name} {rest} --out new": complaint
-        for command, rest in (("certify", "--lam-W 5e-3"), ("measure", ""))
+        for command, rest in (("certify", "--lam-W 5e-3"), ("classify", "--lam-W 5e-3"), ("measure", ""))
         for name, complaint in {
             "absent.npz": "absent.npz cannot be read",
             "cut.npz": "cut.npz cannot be read",

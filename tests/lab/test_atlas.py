@@ -26,6 +26,7 @@ CASES = {
     "minority collapse": lambda: imbalanced([40, 40, 40, 1, 1], 5, lam_W=1e-2, lam_H=1e-2),
     "narrow": lambda: balanced(4, 3, 2, lam_W=1e-2, lam_H=1e-3, use_bias=False),
     "one dimension": lambda: imbalanced([3, 2], 1, lam_W=1e-2, lam_H=1e-3, lam_b=0.1),
+    "balanced, nothing but the origin": lambda: balanced(3, 1, 3, lam_W=0.5, lam_H=0.5, lam_b=0.1),
     "nothing but the origin": lambda: imbalanced([3, 2, 2], 3, lam_W=1.0, lam_H=1.0, lam_b=0.1),
 }
 
@@ -106,6 +107,11 @@ def test_minority_classes_that_merge_at_the_optimum_are_listed_once():
     _, points = atlas("minority collapse")
     assert [point.partition[-1] for point in points] == [(3, 4)] * 3
     assert sum(point.points for point in points) == 5
+
+
+def test_above_the_threshold_there_is_the_origin_alone():
+    _, points = atlas("balanced, nothing but the origin")
+    assert [(point.partition, point.rank) for point in points] == [(((0, 1, 2),), 0)]
 
 
 def test_lattice_is_refinement_by_one_split():

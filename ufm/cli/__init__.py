@@ -1,4 +1,4 @@
-"""The command `ufm`: check the theory, solve, certify, measure, train."""
+"""The command `ufm`: check the theory, solve, certify, classify, measure, train."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+from ufm.cli.classify import Classify
 from ufm.cli.features import Certify, Measure
 from ufm.cli.landscape import Landscape
 from ufm.cli.model import Solve
@@ -19,6 +20,7 @@ Command = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Solve, tyro.conf.subcommand("solve")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Landscape, tyro.conf.subcommand("landscape")]
     | Annotated[Train, tyro.conf.subcommand("train")]

@@ -147,7 +147,8 @@ def _critical_point(problem: Problem, partition: Partition) -> CriticalPoint:
     tied = tie_features(problem)
     means = _tied_optimum(tied, partition)
     _check_tied_optimum(tied, means, partition)
-    partition, rank = _as_merged(tied, means, partition), _rank(tied, means.W)
+    rank = _rank(tied, means.W)
+    partition = _as_merged(tied, means, partition, rank)
     orbit = rank * (problem.d - rank) + rank * (rank - 1) // 2 + (problem.use_bias and float(problem.lam_b) == 0)
     index, degenerate, least = _merged_signs(tied, means, partition)
     if index == 0:
@@ -175,10 +176,11 @@ def _check_tied_optimum(tied: Problem, means: Params, partition: Partition) -> N
         raise ArithmeticError(f"tied optimum of {partition} not certified: its dual norm exceeds s by {excess:.1e}")
 
 
-def _as_merged(tied: Problem, means: Params, partition: Partition) -> Partition:
+def _as_merged(tied: Problem, means: Params, partition: Partition, rank: int) -> Partition:
     """The partition with groups joined that agree in class size, rows of W and bias."""
-    rows = np.concatenate([np.asarray(means.W), np.asarray(means.b)[:, None]], axis=1)
-    rows = np.concatenate([rows / max(np.abs(rows).max(), 1e-300), np.asarray(tied.counts)[:, None]], axis=1)
+    W, b = np.asarray(means.W) * (rank > 0), np.asarray(means.b)[:, None]
+    scaled = [W / max(np.abs(W).max(), np.finfo(W.dtype).tiny), b / max(np.abs(b).max(), 1)]
+    rows = np.concatenate([*scaled, np.asarray(tied.counts)[:, None]], axis=1)
     joined: dict[int, list[int]] = {}
     for group in partition:
         leader = next((k for k in joined if np.abs(rows[k] - rows[group[0]]).max() <= MERGED), group[0])
