@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from ufm import Params, Verdict, balanced, certify, coarse_etf, critical_points
-from ufm.lab.hunt import hunt
+from ufm.lab.census import hunt
 from ufm.lab.records import write_run
 
 SHAPES = (

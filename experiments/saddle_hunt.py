@@ -11,7 +11,7 @@ import tyro
 
 from ufm import balanced, critical_points
 from ufm.lab.atlas import lattice
-from ufm.lab.hunt import hunt
+from ufm.lab.census import hunt
 from ufm.lab.landscape import atlas_rows, hunted_rows
 from ufm.lab.plots import draw_censuses
 from ufm.lab.records import write_run

@@ -26,6 +26,7 @@ def _tree(folder="."):
 SOLVE = "solve --K 3 --n 2 --d 3 --out new"
 CERTIFY, MEASURE = "certify good.npz --lam-W 5e-3 --out new", "measure good.npz --out new"
 CLASSIFY = CERTIFY.replace("certify", "classify")
+LANDSCAPE = "landscape --K 2 --n 1 --d 2 --hunt 0 --out new"
 TRAIN = f"train new {FLAGS}"
 BAD = {
     **{f"{SOLVE} --lam-W {value}": "lam_W must be positive" for value in (0, -1, "nan", "inf")},
@@ -59,6 +60,16 @@ BAD = {
     f"{CLASSIFY} --seed 1.5": "--seed.*see --help",
     f"{CLASSIFY} --seed 99999999999999999999": "too (large|big)|overflow",
     "classify zero.npz --lam-W 5e-3 --out new": "to imply lam_H",
+    f"{LANDSCAPE} --saddle 3 2": r"saddle must be the group sizes of a saddle of this problem \(2\), got \[3, 2\]",
+    f"{LANDSCAPE} --saddle 1 1": "saddle must be the group sizes of a saddle",
+    f"{LANDSCAPE} --lam-W 2 --lam-H 2": r"saddle must .* \(none\)",
+    f"{LANDSCAPE} --lam-W 0": "lam_W must be positive",
+    f"{LANDSCAPE} --K 1": "K must be an integer of at least 2",
+    f"{LANDSCAPE} --K 20 --d 20": "627 types",
+    f"{LANDSCAPE} --hunt x": "--hunt.*see --help",
+    f"{LANDSCAPE} --network absent": "absent/config.json cannot be read",
+    LANDSCAPE.replace("new", "taken"): "taken exists already: a run is never overwritten, name another",
+    LANDSCAPE.replace("new", "good.npz/run"): "cannot be made",
     "measure good.npz --out taken": "taken exists already",
     "measure good.npz --out good.npz/run": "cannot be made",
     f"{MEASURE} --centre middle": "--centre.*see --help",

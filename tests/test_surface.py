@@ -9,11 +9,13 @@ import pytest
 import ufm
 
 NAMES = {
-    "Certificate", "Collapse", "CriticalPoint", "CrossEntropy", "Features", "Inertia", "Loss", "Params", "Problem",
-    "Solution", "Spectrum", "Status", "Verdict", "balanced", "certify", "class_mean_problem", "coarse_etf",
-    "collapse_metrics", "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
-    "global_minimiser", "hessian_spectrum", "imbalanced", "inertia", "init", "load_features", "minimise", "objective",
-    "optimal_value", "polish", "problem_of_features", "save_features", "simplex_etf", "tie_features",
+    "Certificate", "Classification", "Collapse", "CriticalPoint", "CrossEntropy", "Eigenpairs", "Features",
+    "Inertia", "Loss", "Params", "Problem", "Solution", "SpectralDensity", "Spectrum", "Status", "Verdict",
+    "balanced", "certify", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
+    "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
+    "extreme_eigenpairs", "global_minimiser", "hessian_operator", "hessian_spectrum", "imbalanced", "inertia",
+    "init", "lanczos", "load_features", "minimise", "objective", "optimal_value", "polish", "problem_of_features",
+    "save_features", "simplex_etf", "spectral_density", "tie_features",
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from ufm.lab.atlas import CriticalPoint as CriticalPoint
 from ufm.lab.atlas import critical_points as critical_points
+from ufm.lab.classification import Classification as Classification
+from ufm.lab.classification import classify as classify
 from ufm.lab.compare import compare as compare
 from ufm.lab.compare import problem_of_features as problem_of_features
 from ufm.lab.optimum import global_minimiser as global_minimiser
@@ -23,6 +25,12 @@ from ufm.model.problem import imbalanced as imbalanced
 from ufm.model.problem import init as init
 from ufm.model.problem import objective as objective
 from ufm.model.problem import tie_features as tie_features
+from ufm.numerics.curvature import hessian_operator as hessian_operator
+from ufm.numerics.density import SpectralDensity as SpectralDensity
+from ufm.numerics.density import spectral_density as spectral_density
+from ufm.numerics.eigenpairs import Eigenpairs as Eigenpairs
+from ufm.numerics.eigenpairs import extreme_eigenpairs as extreme_eigenpairs
+from ufm.numerics.krylov import lanczos as lanczos
 from ufm.numerics.minimise import Solution as Solution
 from ufm.numerics.minimise import Status as Status
 from ufm.numerics.minimise import minimise as minimise

@@ -153,7 +153,7 @@ def test_a_saddle_falls_to_where_its_arrow_points():
 
 def test_large_K_by_samples():
     problem = class_mean_problem([2] * 20, 20, lam_W=1e-3, lam_H=1e-3)
-    with pytest.raises(ValueError, match="samples must be given: there are 627 types"):
+    with pytest.raises(ValueError, match="samples must be given for so many classes: there are 627 types"):
         critical_points(problem)
     with pytest.raises(ValueError, match="key must be given"):
         critical_points(problem, samples=5)

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ufm.lab.claims import REGISTRY, balanced, grid, imbalanced, saddles
+from ufm.lab import atlas as lab_atlas
+from ufm.lab.census import Census, Orbit
+from ufm.lab.claims import REGISTRY, balanced, grid, imbalanced, landscape, saddles
 from ufm.lab.claims.claim import Claim, check, claim
 from ufm.model.problem import Params
-from ufm.theory import atlas, certificate, duality
+from ufm.theory import atlas, certificate, duality, elimination, spectrum
+from ufm.theory.orbits import point_of_logits
 
 
 def _of(*residuals, tolerance=1e-6):
@@ -31,7 +34,9 @@ def test_every_statement_of_the_specification_is_there():
     names = [claim.name for claim in REGISTRY]
     assert len(set(names)) == len(names)
     for statement in ("optimum", "Unique", "zero", "Balance", "gap is sound", "both sides", "Escape curvature",
-                      "Origin's curvature", "Minority collapse", "SELI, logarithmically", "NC1 to NC4"):  # fmt: skip
+                      "Origin's curvature", "Minority collapse", "SELI, logarithmically", "NC1 to NC4",
+                      "Whole spectrum", "144 down, 99 flat", "Partition saddles", "index d(K−m)", "elimination",
+                      "no partitions", "Steepest everywhere alike"):  # fmt: skip
         assert any(statement in name for name in names), statement
     for found in REGISTRY:
         assert "THEORY" in found.source or "20" in found.source
@@ -137,8 +142,57 @@ def _noisy(f):
     return mutant
 
 
-def _dual_scaled(f):
-    return lambda *arguments: (f(*arguments)[0] * (1 + 1e-6), f(*arguments)[1])
+def _frame_moved(**factors):
+    def mutate(f):
+        def mutant(*arguments):
+            frame = f(*arguments)
+            return frame._replace(**{name: getattr(frame, name) * factor for name, factor in factors.items()})
+
+        return mutant
+
+    return mutate
+
+
+def _points_moved(**factors):
+    def mutate(f):
+        def moved(point):
+            return dataclasses.replace(point, **{name: getattr(point, name) * x for name, x in factors.items()})
+
+        return lambda *arguments: tuple(moved(point) for point in f(*arguments))
+
+    return mutate
+
+
+def _first_scaled(factor):
+    return lambda f: lambda *arguments: (f(*arguments)[0] * factor, *f(*arguments)[1:])
+
+
+def _first_classes_moved(f):
+    """The tied optimum with one row of W a millionth off."""
+
+    def mutant(*arguments):
+        x = f(*arguments)
+        return Params(x.W.at[0].multiply(1 + 1e-6), x.H, x.b)
+
+    return mutant
+
+
+def _opposed_census(problem, starts, key):
+    """What a hunt for three classes finds, by its closed form: two classes opposed, the third at zero (THEORY 8.4)."""
+    p, kappa, e = landscape.opposed_norm.unbroken(problem), 3 * float(problem.s), jnp.array([1.0, -1, 0])
+    p1, p2 = (2 - p - kappa) / 2, (kappa - p) / 2
+    beta = math.log(p1 * p2 / p**2) / 2
+    x = point_of_logits(problem, math.log(p1 / p2) / 2 * jnp.outer(e, e), beta * (e**2 - 2 / 3))
+    signs = elimination.inertia(problem, x)
+    found = Orbit(x, 0.0, 1, signs.negative, signs.zero, 0.0, ((0,), (1,), (2,)), False, 1)
+    return Census(starts, 1, (found,), (), 0.0)
+
+
+def _remembering(f):
+    """A formula a millionth off that remembers the right one."""
+    mutant = _scaled(1 + 1e-6)(f)
+    mutant.unbroken = f
+    return mutant
 
 
 TRACED = (certificate, duality)  # modules whose functions run compiled
@@ -158,9 +212,30 @@ MUTANTS = {
     "margins by 0.03": (imbalanced.margin_law, imbalanced, "ridge_margins", _shifted(0.03)),
     "SELI's Gram": (imbalanced.seli_limit, imbalanced, "seli_grams", _swapped),
     "imbalanced threshold by 1e-9": (imbalanced.zero_threshold, imbalanced, "collapse_threshold", _scaled(1 + 1e-9)),
-    "dual value by 1e-6": (saddles.gap_soundness, certificate, "dual_value", _dual_scaled),
-    "norm of ∇g by 1e-3": (
-        saddles.gap_soundness, duality, "top_singular_pair", lambda f: lambda G: (f(G)[0] * 0.999, *f(G)[1:]),
+    "dual value by 1e-6": (saddles.gap_soundness, certificate, "dual_value", _first_scaled(1 + 1e-6)),
+    "norm of ∇g by 1e-3": (saddles.gap_soundness, duality, "top_singular_pair", _first_scaled(0.999)),
+    **{
+        f"spectrum's {name} by 1e-6": (
+            landscape.whole_spectrum, spectrum, "_frame", _frame_moved(**{name: 1 + 1e-6}),
+        )
+        for name in ("t", "p", "q", "theta", "s", "sigma")
+    },
+    "σ by 1e-6 at the threshold": (landscape.down_and_flat, spectrum, "_frame", _frame_moved(sigma=1 - 1e-6)),
+    "the optimum by 1e-6": (landscape.down_and_flat, landscape, "coarse_etf", _moved(W=1 + 1e-6)),
+    "f of partition saddles by 1e-6": (
+        landscape.partition_saddles, landscape, "critical_points", _points_moved(value=1 + 1e-6),
+    ),
+    "partition saddles by 1e-6": (landscape.partition_saddles, lab_atlas, "_tied_optimum", _first_classes_moved),
+    "κ* by 1e-6": (landscape.index_pattern, landscape, "index_threshold", _scaled(1 + 1e-6)),
+    "Schur complement by 1e-6": (
+        landscape.signs_by_elimination, elimination, "_accumulate", _first_scaled(1 + 1e-6),
+    ),
+    "norm of ∇g at the third saddle by 1e-6": (
+        landscape.other_saddles, landscape, "opposed_norm", _remembering,
+    ),
+    "steepest curvature by 1e-6": (landscape.steepest_alike, landscape, "predicted_curvature", _scaled(1 + 1e-6)),
+    "the atlas's least eigenvalue by 1e-6": (
+        landscape.steepest_alike, landscape, "critical_points", _points_moved(smallest_eigenvalue=1 + 1e-6),
     ),
 }  # fmt: skip
 
@@ -170,6 +245,9 @@ def test_a_formula_a_little_off_is_noticed(monkeypatch, request, claim, module, 
     monkeypatch.setattr(grid, "QUICK", ((3, 2, 3, {"lam_b": 1e-2}),))
     monkeypatch.setattr(imbalanced, "COUNTS", ([10, 10, 10, 1, 1],))
     monkeypatch.setattr(saddles, "_unequal_problems", tuple)
+    monkeypatch.setattr(landscape, "COUNTS", ([1, 1, 1],))
+    monkeypatch.setattr(landscape, "EQUAL", ((3, 2, 3, {}),))
+    monkeypatch.setattr(landscape, "hunt", _opposed_census)
     if module in TRACED:
         jax.clear_caches()  # what was traced before would run unmutated, and what is traced now must not stay
         request.addfinalizer(jax.clear_caches)

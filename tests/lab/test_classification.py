@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ufm.lab import classify as chapter
+from ufm.lab import classification as chapter
 from ufm.lab.atlas import critical_points
 from ufm.lab.classification import SLACK, classify
 from ufm.lab.dense import dense_eigenvalues

@@ -201,33 +201,57 @@ def test_what_is_not_symmetric_or_not_finite_is_said():
 
 def test_sizes_are_checked():
     A = operator(np.ones(60))
-    for k in (0, 61):
-        with pytest.raises(ValueError, match="k must be between 1 and 60"):
+    for k, said in ((0, "k must be an integer of at least 1"), (61, "k must be at most 60")):
+        with pytest.raises(ValueError, match=said):
             extreme_eigenpairs(A, LIKE, k, "smallest", KEY)
-    with pytest.raises(ValueError, match="k must be between 1 and 59"):
+    with pytest.raises(ValueError, match="k must be at most 59"):
         extreme_eigenpairs(A, LIKE, 60, "smallest", KEY, deflate=[jax.tree.map(lambda x: x + 1.0, LIKE)])
     with pytest.raises(ValueError, match="steps must be between 1 and the dimension 60"):
         lanczos(A, LIKE, 61)
     for size in ("probes", "steps"):
-        with pytest.raises(ValueError, match=f"{size} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{size} must be an integer of at least 1"):
             spectral_density(A, LIKE, KEY, **{size: 0})
 
 
 def test_a_wrong_end_block_or_structure_is_said(unchecked):
     with pytest.raises(ValueError, match="which must be 'smallest' or 'largest', got 'SA'"):
         extreme_eigenpairs(operator(np.ones(60)), LIKE, 1, "SA", KEY)
-    with pytest.raises(ValueError, match="block must be at least 1"):
+    with pytest.raises(ValueError, match="block must be an integer of at least 1"):
         extreme_eigenpairs(operator(np.ones(60)), LIKE, 1, "smallest", KEY, block=0)
     with pytest.raises(ValueError, match="matvec must return what it takes"):
         lanczos(lambda x: x["a"], LIKE, 2)
 
 
 def test_functions_that_have_no_hessian_are_said(unchecked):
-    with pytest.raises(ValueError, match=r"fun must return one scalar, got shape \(3,\)"):
+    with pytest.raises(ValueError, match="fun must return one floating scalar"):
         hessian_operator(lambda x: x**2, jnp.ones(3))
     with pytest.raises(ValueError, match="params must be floating"):
         hessian_operator(jnp.sum, jnp.arange(3))
     with pytest.raises(ValueError, match=r"params\['a'\] must be finite"):
         hessian_operator(lambda x: jnp.sum(x["a"]), {"a": jnp.array([1.0, jnp.nan])})
-    with pytest.raises(ValueError, match="params must hold at least one array"):
+    with pytest.raises(ValueError, match="params must hold at least one number"):
         hessian_operator(lambda x: 1.0, {})
+
+
+@pytest.mark.parametrize("size", [1e-290, 1e-160, 1.0, 1e200])
+def test_scale_of_the_operator_changes_nothing(size):
+    D = size * np.linspace(-1, 1, 60)
+    found = extreme_eigenpairs(operator(D), LIKE, 3, "smallest", KEY)
+    np.testing.assert_allclose(found.eigenvalues, D[:3], rtol=1e-12)
+    assert bool(found.converged.all())
+    run = lanczos(operator(D), jax.tree.map(lambda x: x + 1e-200, LIKE), 10)
+    unit = lanczos(operator(D / size), jax.tree.map(lambda x: x + 1.0, LIKE), 10)
+    np.testing.assert_allclose(np.asarray(run.diagonal) / size, unit.diagonal, atol=1e-12)
+
+
+def test_deflated_directions_of_any_length_stay_out(unchecked):
+    A = functools.partial(on_pytree, jnp.diag(jnp.arange(60.0)), LIKE)
+    first, second = (ravel_pytree(LIKE)[1](c * jnp.eye(60)[i]) for i, c in ((0, 1e-14), (1, 1.0)))
+    found = extreme_eigenpairs(A, LIKE, 2, "smallest", KEY, deflate=[first, second])
+    np.testing.assert_allclose(found.eigenvalues, [2, 3], rtol=1e-9)
+    with pytest.raises(ValueError, match="deflate must hold pytrees like the vectors"):
+        extreme_eigenpairs(A, LIKE, 2, "smallest", KEY, deflate=[np.ones(60)])
+    with pytest.raises(ValueError, match="v0 must not be zero"):
+        lanczos(A, jax.tree.map(jnp.zeros_like, LIKE), 2)
+    with pytest.raises(ValueError, match="tol must be between 0 and 1"):
+        extreme_eigenpairs(A, LIKE, 1, "smallest", KEY, tol=-1.0)

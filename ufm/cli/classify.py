@@ -76,9 +76,9 @@ def _in_words(found: Any) -> str:
         "GLOBAL": f"a global optimum; no point is lower by more than {float(c.gap + c.rounding):.1e} nats",
         "STRICT_SADDLE": f"a strict saddle; f falls in {signs.negative} directions, steepest with {steep}",
         "NOT_CRITICAL": f"not a critical point; the gradient is {signs.relative_gradient:.1e} of the terms that make it"
-        f" up, and {signs.negative} eigenvalues of the Hessian are negative",
-        "UNDECIDED": f"undecided; {signs.negative} eigenvalues of the Hessian are negative, and no point is lower by"
-        f" more than {float(c.gap + c.rounding):.1e} nats",
+        f" up, and at least {signs.negative} eigenvalues of the Hessian are negative",
+        "UNDECIDED": f"undecided; at least {signs.negative} eigenvalues of the Hessian are negative, and no point is"
+        f" lower by more than {float(c.gap + c.rounding):.1e} nats",
     }[found.verdict.name]
     if found.descent is None:
         return words

@@ -52,9 +52,9 @@ class Landscape:
         problem = imbalanced(m.class_counts(), m.d, lam_W=m.lam_W, lam_H=m.lam_H, lam_b=m.lam_b, use_bias=m.bias)
         quiet = self.json or not sys.stderr.isatty()
         key = jax.random.key(self.seed)
+        network = {} if self.network is None else {"network": network_place(self.network)}
         result, arrays = survey(problem, saddle=self.saddle, hunted=self.hunt, key=key, quiet=quiet)
-        if self.network is not None:
-            result["network"] = network_place(self.network)
+        result |= network
         figures = draw_landscape(write_run(folder, self, result, arrays, start=start))
         if self.json:
             print(json.dumps(as_json(result)))

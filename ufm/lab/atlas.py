@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,15 @@ from jaxtyping import Array, Key
 from ufm.lab.dense import dense_eigenvalues
 from ufm.lab.optimum import solve_tied
 from ufm.model.problem import Params, Problem, is_concrete, logits, objective, tie_features
-from ufm.theory.atlas import Partition, check_partition, coarse_etf, integer_partitions, merged_block
+from ufm.theory.atlas import (
+    Partition,
+    check_partition,
+    coarse_etf,
+    integer_partitions,
+    merged_block,
+    partition_number,
+    random_integer_partition,
+)
 from ufm.theory.duality import sample_gradient
 from ufm.theory.optimum import is_balanced
 from ufm.theory.orbits import tie_classes
@@ -85,14 +94,12 @@ def critical_points(
     """
     if not all(is_concrete(x) for x in jax.tree.leaves(problem)):
         raise ValueError("problem must be known, not traced, to list its critical points")
-    types = _types(problem)
-    if samples is None and len(types) > TYPES:
-        raise ValueError(f"samples must be given: there are {len(types)} types of partitions, more than {TYPES}")
-    if samples is not None and samples < len(types):
-        if key is None:
-            raise ValueError("key must be given to draw samples of the partitions")
-        drawn = jax.random.choice(key, np.arange(1, len(types) - 1), (max(samples - 2, 0),), replace=False)
-        types = [types[i] for i in (0, *np.asarray(drawn).tolist(), len(types) - 1)]
+    number = math.prod(partition_number(k, k) for k in Counter(np.asarray(problem.counts).tolist()).values())
+    if samples is None and number > TYPES:
+        raise ValueError(f"samples must be given for so many classes: there are {number} types of partitions")
+    if samples is not None and key is None:
+        raise ValueError("key must be given to draw samples of the partitions")
+    types = _types(problem) if samples is None or number <= samples else _sampled_types(problem, samples, key)
     found = {point.partition: point for point in (_critical_point(problem, _example(problem, t)) for t in types)}
     return tuple(sorted(found.values(), key=lambda point: (point.value, point.partition)))
 
@@ -119,11 +126,25 @@ def _splits(t: Type) -> Iterator[Type]:
 
 
 def _types(problem: Problem) -> list[Type]:
-    """All types with at most d + 1 groups, the coarsest first."""
-    sizes = Counter(np.asarray(problem.counts).astype(int).tolist())
-    choices = [[[(n, part) for part in parts] for parts in integer_partitions(k)] for n, k in sorted(sizes.items())]
-    types = [tuple(sorted(itertools.chain(*choice))) for choice in itertools.product(*choices)]
-    return sorted((t for t in types if len(t) <= problem.d + 1), key=len)
+    """All types with at most d + 1 groups."""
+    sizes = sorted(Counter(np.asarray(problem.counts).astype(int).tolist()).items())
+    choices = itertools.product(*(integer_partitions(k) for _, k in sizes))
+    return [t for t in (_type(sizes, parts) for parts in choices) if len(t) <= problem.d + 1]
+
+
+def _sampled_types(problem: Problem, samples: int, key: Any) -> list[Type]:
+    """The finest, the coarsest, and others at random."""
+    sizes = sorted(Counter(np.asarray(problem.counts).astype(int).tolist()).items())
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    types = [_type(sizes, [(1,) * k for _, k in sizes]), _type(sizes, [(k,) for _, k in sizes])]
+    while len(types) < samples:
+        drawn = _type(sizes, [random_integer_partition(k, random) for _, k in sizes])
+        types += [drawn] if drawn not in types else []
+    return [t for t in types if len(t) <= problem.d + 1]
+
+
+def _type(sizes: list[tuple[int, int]], parts: Any) -> Type:
+    return tuple(sorted((n, part) for (n, _), chosen in zip(sizes, parts, strict=True) for part in chosen))
 
 
 def _example(problem: Problem, t: Type) -> Partition:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ufm.lab.atlas import TYPES, critical_points, partition_type
-from ufm.lab.hunt import tied_classes
+from ufm.lab.census import tied_classes
 from ufm.lab.optimum import optimal_value
 from ufm.model.problem import Params, Problem, objective, tie_features
 from ufm.numerics.curvature import hessian_operator
@@ -29,6 +29,7 @@ VARIABLES = 100_000  # beyond which the least eigenvector is sought among moveme
 PRODUCTS = 2000  # Hessian products for it
 TOL = 1e-7  # its residual, relative to ‖∇²f‖
 SLACK = 2e-6  # how far λ_min may be below θ, so relative; more than CRITICAL, lest inertia takes the shift for a zero
+TELLING = 0.5  # width of the bracket about λ_min, relative to it or to the lesser of λ_W and λ_H
 CLEAR = 10  # roundings by which a sign is beyond doubt
 SAME = 1e-9  # relative difference of values that is none
 GLOBAL = 1e-8  # relative excess over f* of a global optimum, as certify's
@@ -42,7 +43,8 @@ class Steepest(NamedTuple):
         eigenvalue: the Rayleigh quotient θ of a unit direction; λ_min ≤ θ whether it converged or not.
         residual: ‖∇²f v − θ v‖: some eigenvalue lies within it of θ.
         lower_bound: θ − 2e-6 ‖∇²f‖, which is ≤ λ_min if converged.
-        converged: whether it is, as the inertia of ∇²f less that multiple of I decides.
+        converged: whether it is, as the inertia of ∇²f less that multiple of I decides, and the two are close enough to
+            tell λ_min from 0 or from λ_W and λ_H; not so where some curvature is a million times steeper.
         direction: v, a unit vector if every sample's own column is counted.
     """
 
@@ -160,7 +162,7 @@ def classify(problem: Problem, params: Params, *, rigorous: bool = False, key: K
     problem, params = jax.tree.map(lambda x: jnp.asarray(x, float), (problem, params))
     signs = inertia(problem, params)
     steepest = _steepest(problem, params, signs, key)
-    downhill = signs.negative > 0 and steepest.eigenvalue < 0
+    downhill = steepest.eigenvalue + steepest.residual < 0
     start, drop = _lowest_on_line(problem, params, steepest.direction) if downhill else (params, jnp.zeros(()))
     value = float(objective(problem, params))
     excess, verdict = _excess(problem, value), certificate.verdict
@@ -223,20 +225,32 @@ def _value(problem: Problem, balance: Any, y: tuple[Array, ...]) -> Float[Array,
 
 
 def _steepest(problem: Problem, params: Params, signs: Inertia, key: Key[Array, ""]) -> Steepest:
-    """The least eigenpair, judged by the Hessian at the point itself."""
-    y, few = _coordinates(problem, params), problem.d * (problem.K + problem.Y.shape[1]) <= VARIABLES
+    """The least eigenpair; where disparate λ's hide it, a direction that curves down if there is one."""
+    found = _least(problem, params, 1.0, signs, key)
+    if found.eigenvalue < 0 or not signs.negative:
+        return found
+    balance = (problem.lam_H / problem.lam_W) ** 0.25
+    return _least(problem, params, balance, signs, key)._replace(converged=False)
+
+
+def _least(problem: Problem, params: Params, balance: Any, signs: Inertia, key: Key[Array, ""]) -> Steepest:
+    """The least eigenpair in the coordinates of this balance, judged by the Hessian at the point itself."""
+    few = problem.d * (problem.K + problem.Y.shape[1]) <= VARIABLES
     model, x = (problem, params) if few else (tie_features(problem), _class_means(problem, params))
-    like = _coordinates(model, x)
-    operator = hessian_operator(partial(_value, model, 1.0), like)
+    like = _coordinates(model, x, balance)
+    operator = hessian_operator(partial(_value, model, balance), like)
     found = extreme_eigenpairs(operator, like, 1, "smallest", key, tol=TOL, max_products=PRODUCTS)
-    v = _point(model, jax.tree.map(lambda leaf: leaf[0], found.vectors))
+    v = _point(model, jax.tree.map(lambda leaf: leaf[0], found.vectors), balance)
     v = v if few else Params(v.W, v.H @ problem.Y, v.b)
-    direction = _coordinates(problem, v)
+    norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in _coordinates(problem, v)))
+    v = jax.tree.map(lambda leaf: leaf / norm, v)
+    y, direction = _coordinates(problem, params), _coordinates(problem, v)
     w, product = _flat(direction), _flat(hessian_operator(partial(_value, problem, 1.0), y)(direction))
     theta = float(w @ product)
     residual = float(np.linalg.norm(product - theta * w))
     bound = theta - SLACK * float(found.norm)
-    return Steepest(theta, residual, bound, _none_below(problem, params, bound, signs), v)
+    telling = theta - bound <= TELLING * max(abs(theta), float(jnp.minimum(problem.lam_W, problem.lam_H)))
+    return Steepest(theta, residual, bound, telling and _none_below(problem, params, bound, signs), v)
 
 
 def _flat(y: tuple[Array, ...]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """What the landscape looks like: f along an escape, spectra, the atlas, and where a network sits; as plain records."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ufm.lab.atlas import CriticalPoint, critical_points, lattice
+from ufm.lab.census import Orbit, hunt
 from ufm.lab.compare import problem_of_features
 from ufm.lab.dense import dense_eigenvalues
-from ufm.lab.hunt import Orbit, hunt
 from ufm.lab.records import read_json
 from ufm.measure.features import load_features
 from ufm.model.problem import Params, Problem, logits, objective, tie_features
@@ -35,6 +34,10 @@ def escape_profile(problem: Problem, x: Params) -> dict[str, Float[np.ndarray, "
         tau, along, parabola: distance (full-size norm), f and f(x) + λ_min τ²/2 along the unit escape direction.
         side, plane: distances along the two halves, unit rows of W (first axis) and unit features; f there.
     """
+    if np.linalg.matrix_rank(np.asarray(x.W), tol=1e-6) == problem.d:
+        raise ValueError(
+            f"d must exceed the rank of W at the saddle, for the null vector of THEORY 0; got d = {problem.d}"
+        )
     R = problem.loss.residual(logits(problem, x), problem.Y)
     v = escape_direction(problem, x, R)
     curvature = predicted_curvature(problem, top_singular_pair(sample_gradient(problem, R))[0])
@@ -43,8 +46,13 @@ def escape_profile(problem: Problem, x: Params) -> dict[str, Float[np.ndarray, "
     along = jax.jit(jax.vmap(lambda tau: objective(problem, _moved(x, v, tau))))
     reach = 1.6 * LENGTHS[int(jnp.argmin(along(jnp.asarray(LENGTHS))))]
     tau, side = np.linspace(-reach, reach, LINE), np.linspace(-reach, reach, PLANE)
-    plane = jax.jit(lambda a, c: objective(problem, _moved(_moved(x, halves[0], a), halves[1], c)))
-    grid = [jax.lax.map(partial(plane, a), jnp.asarray(side)) for a in side]
+
+    @jax.jit
+    def row(a: Array) -> Array:
+        on_row = _moved(x, halves[0], a)
+        return jax.lax.map(lambda c: objective(problem, _moved(on_row, halves[1], c)), jnp.asarray(side))
+
+    grid = [row(a) for a in side]
     values = along(jnp.asarray(tau))
     parabola = float(objective(problem, x)) + float(curvature) * tau**2 / 2
     return {"tau": tau, "along": np.asarray(values), "parabola": parabola, "side": side, "plane": np.asarray(grid)}
@@ -153,7 +161,9 @@ def _chosen(points: tuple[CriticalPoint, ...], groups: tuple[int, ...]) -> Criti
     if not groups:  # equal groups have a spectrum in closed form
         wanted = [point for point in saddles if point.rank and len(set(point.groups)) == 1] + saddles
     if not wanted:
-        listed = ", ".join(dict.fromkeys(_sum(point.partition) for point in saddles)) or "none"
+        if not saddles:
+            raise ValueError("lam_W and lam_H must be smaller for a saddle to exist: all classes collapse here")
+        listed = ", ".join(dict.fromkeys(_sum(point.partition) for point in saddles))
         raise ValueError(f"saddle must be the group sizes of a saddle of this problem ({listed}), got {list(groups)}")
     return wanted[0]
 
@@ -161,7 +171,7 @@ def _chosen(points: tuple[CriticalPoint, ...], groups: tuple[int, ...]) -> Criti
 def _spectra(problem: Problem, points: tuple[CriticalPoint, ...], here: CriticalPoint) -> dict[str, Any]:
     """Spectra in closed form at the optimum, the chosen saddle and the origin, where there is one."""
     origin, spectra = points[-1], {}
-    if is_balanced(problem):
+    if is_balanced(problem) and problem.d >= problem.K - 1:
         spectra["optimum"] = spectrum_rows(problem, "optimum", points[0].params)
         if here is not origin and len(set(here.groups)) == 1:
             spectra[f"saddle {_sum(here.partition)}"] = spectrum_rows(problem, here.partition, here.params)

@@ -211,9 +211,9 @@ def draw_network(folder: Path) -> Path:
     axes = figure.subplots()
     for p in network["atlas"]:
         axes.axhline(p["value"], color="0.8", lw=0.8, zorder=0)
-    for position, name in ((0, "optimum"), (1, "lowest saddle"), (-1, "origin")):
-        at = (1, network["atlas"][position]["value"])
-        axes.annotate(name, at, (4, 0), fontsize=8, va="center", xycoords=("axes fraction", "data"),
+    named = dict(zip(("optimum", "lowest saddle"), network["atlas"], strict=False))
+    for name, p in (named | {"highest": network["atlas"][-1]}).items():
+        axes.annotate(name, (1, p["value"]), (4, 0), fontsize=8, va="center", xycoords=("axes fraction", "data"),
                       textcoords="offset points")  # fmt: skip
     axes.plot(network["epochs"], network["values"], **OBSERVED, label=f"f of the network's features ({network['run']})")
     axes.set(xlabel="epoch", ylabel="f, nats; grey: partition saddles", xscale="log", yscale="log")

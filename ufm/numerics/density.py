@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
-from ufm.numerics.curvature import check_symmetric, flat_operator
+from ufm.numerics.curvature import check_count, check_symmetric, flat_operator, rounding_unit
 from ufm.numerics.krylov import flat_lanczos
 
 
@@ -16,7 +16,7 @@ class SpectralDensity(eqx.Module):
     """A probability measure Σ w_j δ(λ − θ_j) with E Σ w_j θ_j^p = tr A^p / n for every p < 2·steps.
 
     Attributes:
-        nodes: Ritz values θ, a row per probe.
+        nodes: Ritz values θ, a row per probe, filled up with zeros of weight zero where a Krylov space ended early.
         weights: w, of sum 1 over all probes.
     """
 
@@ -24,7 +24,7 @@ class SpectralDensity(eqx.Module):
     weights: Float[Array, "probes steps"]
 
     def smoothed(self, grid: Float[Array, " M"], width: float | Float[Array, ""]) -> Float[Array, " M"]:
-        """The density on a grid, each node widened to a Gaussian of this standard deviation."""
+        """The density on a grid, each node widened to a Gaussian of this standard deviation, positive."""
         z = (grid[:, None] - self.nodes.ravel()) / width
         return jnp.exp(-(z**2) / 2) @ self.weights.ravel() / (width * jnp.sqrt(2 * jnp.pi))
 
@@ -34,7 +34,7 @@ def spectral_density(
 ) -> SpectralDensity:
     """(1/n) Σ_i δ(λ − λ_i), estimated from the Krylov spaces of random unit vectors.
 
-    Exact at the weights' expectation; with fewer distinct eigenvalues than steps the nodes are the eigenvalues.
+    Exact in expectation; with fewer distinct eigenvalues than steps the nodes of positive weight are the eigenvalues.
 
     Args:
         matvec: a symmetric operator on pytrees.
@@ -44,16 +44,15 @@ def spectral_density(
         steps: Lanczos steps for each; cut to the dimension.
 
     Raises:
-        ValueError: if matvec is not symmetric or not finite, or probes or steps are below 1.
+        ValueError: if matvec is not symmetric or not finite, or probes or steps are no integers of at least 1.
 
     Source: Ubaru, Chen & Saad 2017, algorithm 1; ghorbani2019, section 2.
     """
     for name, count in (("probes", probes), ("steps", steps)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        check_count(name, count)
     operator, flat = flat_operator(matvec, like), ravel_pytree(like)[0]
     check_key, probe_key = jax.random.split(key)
-    check_symmetric(operator, flat, check_key)
+    check_symmetric(operator, flat, check_key, eps=rounding_unit(like))
     return _density(operator, flat, jax.random.split(probe_key, probes), min(steps, flat.size))
 
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from ufm.numerics.curvature import check_symmetric, flat_operator
+from ufm.numerics.curvature import check_count, check_point, check_symmetric, flat_operator, rounding_unit
 from ufm.numerics.subspace import DEGREE, ROUNDINGS, Subspace, distinct_ritz_values, empty, expand, filter_roots
 
 BASIS = 80  # vectors kept, unless four times as many as are wanted are more
@@ -54,7 +54,7 @@ def extreme_eigenpairs(
         k: how many.
         which: the end of the spectrum.
         key: draws the start.
-        tol: what the residual may be, relative to the norm of A; √eps/2 unless stated.
+        tol: what the residual may be, relative to the norm of A; √eps/2 unless stated. Much less is out of reach.
         max_products: no new step begins after so many; pairs still open are then not marked converged.
         block: vectors by which the subspace grows at once; k unless stated. Fewer save products where the end of the
             spectrum is crowded.
@@ -62,26 +62,26 @@ def extreme_eigenpairs(
             invariant, such as the tangents of a symmetry orbit at a critical point, else no residual vanishes.
 
     Raises:
-        ValueError: if matvec is not symmetric, not finite or not like to like, or a number is out of range.
+        ValueError: if matvec is not symmetric, not finite, not like to like or of a norm outside 1e±300 (float64), if
+            deflate is not like `like` and finite, or a number is out of range.
 
     Source: Zhou & Saad 2007 (Chebyshev-Davidson), with the roots of the filter from a Lanczos run.
     """
-    sign, flat = _sign(which), ravel_pytree(like)[0]
-    Q = _orthonormal(flat, deflate)
+    operator, sign = flat_operator(matvec, like), _sign(which)
+    flat, eps = ravel_pytree(like)[0], rounding_unit(like)
+    tol = eps**0.5 / 2 if tol is None else tol
+    _check_numbers(k, block, max_products, tol)
+    Q = _orthonormal(like, deflate)
     room = flat.size - len(Q)
-    if not 1 <= k <= room:
-        raise ValueError(f"k must be between 1 and {room}, the dimension less the deflated directions; got {k}")
-    if block is not None and block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
-    operator = flat_operator(matvec, like)
+    if k > room:
+        raise ValueError(f"k must be at most {room}, the dimension less the deflated directions; got {k}")
     check_key, key = jax.random.split(key)
-    check_symmetric(operator, flat, check_key)
-    A = Partial(_compressed, operator, jnp.asarray(sign, flat.dtype), away=Q)
-    tol = float(jnp.finfo(flat.dtype).eps) ** 0.5 / 2 if tol is None else tol
+    unit = _unit(check_symmetric(operator, flat, check_key, eps=eps), flat.dtype)
+    A = Partial(_compressed, operator, sign / unit, away=Q)
     V, norm, products = _search(A, flat, room, k, block or k, tol, max_products, key)
-    theta, residuals = _judged(operator, V)
-    vectors = jax.vmap(ravel_pytree(like)[1])(V)
-    return Eigenpairs(theta, vectors, residuals, residuals <= tol * norm, jnp.asarray(norm, V.dtype), products + k)
+    theta, residuals = _judged(operator, unit, V)
+    vectors, converged = jax.vmap(ravel_pytree(like)[1])(V), residuals <= tol * norm
+    return Eigenpairs(unit * theta, vectors, unit * residuals, converged, unit * norm, products + k)
 
 
 def _search(
@@ -131,12 +131,34 @@ def _sign(which: str) -> int:
     return signs[which]
 
 
-def _orthonormal(flat: Array, deflate: Sequence[PyTree]) -> Array:
+def _check_numbers(k: int, block: int | None, max_products: int, tol: float) -> None:
+    for name, count in (("k", k), ("max_products", max_products), ("block", 1 if block is None else block)):
+        check_count(name, count)
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, got {tol}")
+
+
+def _unit(largest: float, dtype: np.dtype) -> Array:
+    """A power of two near the operator's size, by which its numbers are brought to about 1."""
+    limits = jnp.finfo(dtype)
+    if largest and not float(limits.tiny) * 1e8 < largest < float(limits.max) / 1e8:
+        raise ValueError(f"matvec must have a norm that its squares can tell, got numbers of {largest:.0e}; rescale it")
+    return jnp.asarray(2.0 ** np.round(np.log2(largest)) if largest else 1.0, dtype)
+
+
+def _orthonormal(like: PyTree, deflate: Sequence[PyTree]) -> Array:
     """Orthonormal rows with the span of the given pytrees."""
-    if not len(deflate):
+    flat, rows = ravel_pytree(like)[0], []
+    for x in deflate:
+        if jax.tree.map(jnp.shape, x) != jax.tree.map(jnp.shape, like):
+            raise ValueError("deflate must hold pytrees like the vectors; one has other leaves or shapes")
+        check_point(x, "deflate")
+        row = np.asarray(ravel_pytree(x)[0], flat.dtype)
+        rows += [row / np.abs(row).max()] if row.any() else []
+    if not rows:
         return jnp.zeros((0, flat.size), flat.dtype)
-    rows = np.stack([np.asarray(ravel_pytree(x)[0], flat.dtype) for x in deflate])
-    _, s, Qt = np.linalg.svd(rows, full_matrices=False)
+    unit = np.stack([row / np.linalg.norm(row) for row in rows])
+    _, s, Qt = np.linalg.svd(unit, full_matrices=False)
     return jnp.asarray(Qt[s > ROUNDINGS * np.finfo(flat.dtype).eps * s[0]])
 
 
@@ -149,7 +171,8 @@ def _without(Q: Array, v: Array) -> Array:
 
 
 @jax.jit
-def _judged(operator: Partial, V: Array) -> tuple[Array, Array]:
-    AV = jax.lax.map(operator, V)
+def _judged(operator: Partial, unit: Array, V: Array) -> tuple[Array, Array]:
+    """Rayleigh quotients and residuals, in the unit."""
+    AV = jax.lax.map(operator, V) / unit
     theta = jnp.sum(V * AV, axis=1)
     return theta, jnp.linalg.norm(AV - theta[:, None] * V, axis=1)

@@ -1,5 +1,6 @@
 """Critical points that are not global minima: partitions of the classes, and coarse simplex ETFs (THEORY 1.6, 8.3)."""
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -96,6 +97,26 @@ def merged_block(problem: Problem, means: Params, group: Sequence[int]) -> Float
     block[:d, -1] = block[-1, :d] = M @ weight
     block[-1, -1] = problem.lam_b + weight.sum()
     return block if problem.use_bias else block[:-1, :-1]
+
+
+@functools.cache
+def partition_number(k: int, most: int) -> int:
+    """How many ways there are to write k as a sum of positive integers of at most `most`."""
+    if k == 0:
+        return 1
+    return sum(partition_number(k - part, part) for part in range(1, min(k, most) + 1))
+
+
+def random_integer_partition(k: int, random: np.random.Generator) -> tuple[int, ...]:
+    """One way to write k as a sum of positive integers, all ways equally likely, the parts descending."""
+    parts: list[int] = []
+    while k:
+        most = min(k, parts[-1] if parts else k)
+        weights = [partition_number(k - part, part) for part in range(1, most + 1)]
+        total = sum(weights)
+        parts.append(1 + int(random.choice(most, p=[weight / total for weight in weights])))
+        k -= parts[-1]
+    return tuple(parts)
 
 
 def integer_partitions(k: int, most: int | None = None) -> Iterator[tuple[int, ...]]:

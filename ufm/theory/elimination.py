@@ -59,7 +59,7 @@ def inertia(problem: Problem, params: Params) -> Inertia:
         params: any finite point; values must be known, not traced.
 
     Raises:
-        ValueError: if shapes do not match, entries are not finite, or values are traced.
+        ValueError: if shapes do not match, entries or f are not finite, or values are traced.
 
     Source: derived for this project; Haynsworth's additivity of inertia.
     """
@@ -68,7 +68,9 @@ def inertia(problem: Problem, params: Params) -> Inertia:
         raise ValueError("params and problem must be known, not traced, to count eigenvalues")
     problem, params = jax.tree.map(lambda x: jnp.asarray(x, float), (problem, params))
     columns = _distinct_columns(problem, params)
-    gradient = jax.grad(lambda x: objective(problem, x))(params)
+    value, gradient = jax.value_and_grad(lambda x: objective(problem, x))(params)
+    if not np.isfinite(value):
+        raise ValueError("W, H or b is too large: f overflows there")
     R = problem.loss.residual(logits(problem, params), problem.Y)
     relative = float(relative_gradient(problem, params, gradient, R))
     shift = _zero_shift(problem, params, gradient, relative) if relative <= CRITICAL else 0.0

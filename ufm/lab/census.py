@@ -105,6 +105,8 @@ def hunt(problem: Problem, starts: int, key: Key[Array, ""], *, quiet: bool = Tr
     Raises:
         ValueError: as critical_points does.
     """
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}")
     tied = tie_features(problem)
     atlas = critical_points(tied)
     search = _searcher(tied)
@@ -128,7 +130,7 @@ def _searcher(tied: Problem) -> Callable[[Key[Array, ""]], Params | None]:
     unit, unravel = ravel_pytree(Params(balance * ones.W, ones.H / (balance * np.sqrt(n)), ones.b))
     used = unit.size if tied.use_bias else unit.size - tied.K  # the bias comes last
 
-    def point(x: Array) -> Params:
+    def point(x: Array | np.ndarray) -> Params:
         return unravel(unit.at[:used].multiply(x).at[used:].set(0))
 
     fun = Partial(lambda x: objective(tied, point(x)) / s)
