@@ -186,7 +186,7 @@ def network_place(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder is not one of a train run, or as critical_points does.
     """
-    config, history = read_json(run / "config.json"), read_json(run / "history.json")
+    config, history = _train_run(run)
     lam_b = config["lam_W"] if config["lam_b"] is None else config["lam_b"]
     features = load_features(run / "features.npz")
     problem, params = problem_of_features(features, lam_W=config["lam_W"], lam_H=history[-1]["lam_H"], lam_b=lam_b)
@@ -202,6 +202,16 @@ def network_place(run: Path) -> dict[str, Any]:
         "values": [row["observed"]["value"] for row in epochs],
         "atlas": atlas_rows(critical_points(tie_features(problem))),
     }
+
+
+def _train_run(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    config, history = read_json(run / "config.json"), read_json(run / "history.json")
+    try:
+        config["lam_W"], config["lam_b"], config["regulariser"], history[-1]["lam_H"]
+        [(row["epoch"], row["observed"]["value"]) for row in history]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{run} must be the folder of a train run: its config or history lacks {error}") from None
+    return config, history
 
 
 def _sum(partition: Partition) -> str:

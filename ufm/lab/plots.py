@@ -211,7 +211,7 @@ def draw_network(folder: Path) -> Path:
     axes = figure.subplots()
     for p in network["atlas"]:
         axes.axhline(p["value"], color="0.8", lw=0.8, zorder=0)
-    named = dict(zip(("optimum", "lowest saddle"), network["atlas"], strict=False))
+    named = dict(zip(("optimum", "lowest partition saddle"), network["atlas"], strict=False))
     for name, p in (named | {"highest": network["atlas"][-1]}).items():
         axes.annotate(name, (1, p["value"]), (4, 0), fontsize=8, va="center", xycoords=("axes fraction", "data"),
                       textcoords="offset points")  # fmt: skip

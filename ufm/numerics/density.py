@@ -46,7 +46,7 @@ def spectral_density(
     Raises:
         ValueError: if matvec is not symmetric or not finite, or probes or steps are no integers of at least 1.
 
-    Source: Ubaru, Chen & Saad 2017, algorithm 1; ghorbani2019, section 2.
+    Source: Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019 for Hessians, which are indefinite.
     """
     for name, count in (("probes", probes), ("steps", steps)):
         check_count(name, count)
