@@ -83,7 +83,9 @@ def _comparisons(config: Config) -> list[Callable[[], list[Row]]]:
         partial(compare_descents, *size, *LAMBDAS[0], steps, repeats),
         *(partial(compare_optima, K, 1e-3, 1e-3, repeats) for K in Ks),
         partial(compare_counts, *((3, 4, 4) if config.quick else (10, 50, 16)), 5e-3, 5e-4),
-        partial(compare_ends, *((3, 4, 4) if config.quick else (100, 20, 128)), 5e-3, 5e-5),
+        partial(
+            compare_ends, *((3, 4, 4) if config.quick else (100, 20, 128)), 5e-3, 5e-5, places=1 if config.quick else 4
+        ),
     ]
 
 

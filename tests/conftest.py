@@ -1,11 +1,22 @@
 """float64 everywhere, and every annotated shape of the package checked at run time."""
 
+import pathlib
+
 import jax
 import jaxtyping
 import pytest
 
+MAPS = 30_000  # of 65,530 that Linux allows
+
 jax.config.update("jax_enable_x64", True)
 jaxtyping.install_import_hook("ufm", "beartype.beartype")
+
+
+def pytest_runtest_teardown():
+    """Drop compiled programs before their memory maps reach the system's limit, where the compiler aborts."""
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

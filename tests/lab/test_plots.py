@@ -229,7 +229,11 @@ def test_a_network_is_drawn_through_the_energies(tmp_path, drawn):
     *levels, path = axes.get_lines()
     assert [line.get_ydata()[0] for line in levels] == [0.2, 0.6, 1.1]
     assert path.get_xydata().tolist() == [[1, 1.2], [10, 0.7], [100, 0.21]]
-    assert {text.get_text(): text.xy[1] for text in axes.texts} == {"optimum": 0.2, "lowest saddle": 0.6, "origin": 1.1}
+    assert {text.get_text(): text.xy[1] for text in axes.texts} == {
+        "optimum": 0.2,
+        "lowest partition saddle": 0.6,
+        "highest": 1.1,
+    }
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 

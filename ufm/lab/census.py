@@ -105,8 +105,8 @@ def hunt(problem: Problem, starts: int, key: Key[Array, ""], *, quiet: bool = Tr
     Raises:
         ValueError: as critical_points does.
     """
-    if starts < 1:
-        raise ValueError(f"starts must be at least 1, got {starts}")
+    if starts < 0:
+        raise ValueError(f"starts must be at least 0, got {starts}")
     tied = tie_features(problem)
     atlas = critical_points(tied)
     search = _searcher(tied)
