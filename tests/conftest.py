@@ -46,3 +46,11 @@ def ufm(capsys, as_a_user):
         return (stop.value.code or 0, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def hastily():
+    """Compile without most optimisations: for what is run once to see that it runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -54,7 +54,7 @@ def test_the_pytorch_descent_leads_there_too(problem, start):
         np.testing.assert_allclose(a, b, rtol=TOL, atol=TOL)
 
 
-def test_a_quick_run_reaches_what_it_states_and_records_what_made_it(tmp_path):
+def test_a_quick_run_reaches_what_it_states_and_records_what_made_it(tmp_path, hastily):
     record = json.loads(main(Config(quick=True, record=tmp_path / "quick.json")).read_text())
     assert {"command", "blas", "rivals", "versions", "machine", "device", "revision", "quick"} <= record.keys()
     timed = {row["contender"]: row for row in record["rows"] if row["seconds"] is not None}

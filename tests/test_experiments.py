@@ -50,7 +50,7 @@ def _here(as_a_user):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_it_runs_and_leaves_its_record(name, monkeypatch):
+def test_it_runs_and_leaves_its_record(name, monkeypatch, hastily):
     _network()
     if name == "classification":  # without searches, which take most of its time
         monkeypatch.setattr(classification, "hunt", lambda problem, starts, key: hunt(problem, 0, key))
