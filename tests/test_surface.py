@@ -14,8 +14,8 @@ NAMES = {
     "balanced", "certify", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
     "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
     "extreme_eigenpairs", "global_minimiser", "hessian_operator", "hessian_spectrum", "imbalanced", "inertia",
-    "init", "lanczos", "load_features", "minimise", "objective", "optimal_value", "polish", "problem_of_features",
-    "save_features", "simplex_etf", "spectral_density", "tie_features",
+    "init", "lanczos", "load_features", "minimise", "objective", "optimal_value", "padded", "polish",
+    "problem_of_features", "save_features", "simplex_etf", "spectral_density", "tie_features",
 }  # fmt: skip
 
 

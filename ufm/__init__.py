@@ -17,6 +17,7 @@ from ufm.measure.features import save_features as save_features
 from ufm.model.geometry import simplex_etf as simplex_etf
 from ufm.model.losses import CrossEntropy as CrossEntropy
 from ufm.model.losses import Loss as Loss
+from ufm.model.padding import padded as padded
 from ufm.model.problem import Params as Params
 from ufm.model.problem import Problem as Problem
 from ufm.model.problem import balanced as balanced

@@ -25,6 +25,18 @@ def test_top_singular_pair_is_that_of_the_svd_at_any_scale(scale):
     np.testing.assert_allclose([u @ u, v @ v], 1, rtol=64 * EPS)
 
 
+@pytest.mark.parametrize("K", [2, 3, 6])
+def test_of_equal_singular_values_the_vector_depends_on_the_matrix_alone(K):
+    """I − 11ᵀ/K has K − 1 of them; rows of zeros and an isometry of the columns leave u where it was."""
+    G = np.eye(K) - 1 / K
+    sigma, u, v = pair(jnp.asarray(G))
+    assert float(sigma) == pytest.approx(1, rel=16 * EPS)
+    np.testing.assert_allclose([u @ u, v @ v, u @ G @ v], 1, rtol=64 * EPS)
+    Q = np.linalg.qr(np.random.default_rng(K).normal(size=(9, 9)))[0]
+    other = pair(jnp.asarray(np.pad(G, ((0, 7 - K), (0, 9 - K))) @ Q))[1]
+    np.testing.assert_allclose(other, np.pad(u, (0, 7 - K)), atol=64 * EPS)
+
+
 def test_singular_pair_of_zero_is_zero():
     sigma, _, v = pair(jnp.zeros((4, 9)))
     assert float(sigma) == 0

@@ -27,7 +27,7 @@ CERTIFIED = 1e-8  # relative gap above which a solved optimum is refused
 def global_minimiser(problem: Problem) -> Params:
     """A global minimiser of f, unique up to a common isometry of R^d and, in a free bias, a multiple of 1.
 
-    Equal counts: the closed form of THEORY 1.2. Others: the convex problem reduced to distinct class sizes (THEORY
+    Equal counts, also padded: the closed form of THEORY 1.2. Others: the convex problem reduced to distinct class sizes (THEORY
     8.2), solved by L-BFGS and Newton's method, certified and expanded; a free bias is given mean zero.
 
     Raises:
@@ -35,7 +35,7 @@ def global_minimiser(problem: Problem) -> Params:
             cross-entropy.
         ArithmeticError: if the solver ends at NaN, or its certified gap and rounding exceed 1e-8 of the value.
     """
-    if is_balanced(problem):
+    if problem.is_padded or is_balanced(problem):
         return balanced_minimiser(problem)
     means = _class_mean_minimiser(problem)
     return Params(means.W, means.H @ problem.Y, means.b)
@@ -47,7 +47,7 @@ def optimal_value(problem: Problem) -> Float[Array, ""]:
     Raises:
         ValueError, ArithmeticError: as global_minimiser does.
     """
-    if is_balanced(problem):
+    if problem.is_padded or is_balanced(problem):
         return balanced_value(problem)
     tied = tie_features(problem)
     return certify(tied, _class_mean_minimiser(problem)).value

@@ -23,8 +23,10 @@ class Params(eqx.Module):
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether the value of x is known now, outside any JAX transformation."""
-    return not isinstance(x, jax.core.Tracer)
+    """Whether the value of x can be read here and now: it is not traced, and no other process holds a part of it."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
 def _leaf(x: Any) -> Any:
@@ -43,7 +45,7 @@ class Problem(eqx.Module):
 
     Attributes:
         Y: one-hot targets, a column per feature.
-        multiplicity: ω, positive.
+        multiplicity: ω, positive; zero for a class that loss.present lacks, and for no other.
         loss: ℓ, cross-entropy unless stated.
         lam_W: λ_W > 0.
         lam_H: λ_H > 0, per sample and not divided by N.
@@ -66,16 +68,32 @@ class Problem(eqx.Module):
 
     def __check_init__(self) -> None:
         """Refuse what the theory does not cover."""
-        _check_integer("d", self.d, at_least=1)
+        check_integer("d", self.d, at_least=1)
         for name in ("lam_W", "lam_H", "lam_b"):
             _check_lambda(name, getattr(self, name), positive=name != "lam_b")
-        if is_concrete(self.Y) and is_concrete(self.multiplicity):
-            _check_targets(np.asarray(self.Y), np.asarray(self.multiplicity))
+        if all(is_concrete(x) for x in (self.Y, self.multiplicity, self.present)):
+            _check_targets(np.asarray(self.Y), np.asarray(self.multiplicity), np.asarray(self.present))
 
     @property
     def K(self) -> int:
-        """Number of classes."""
+        """Number of rows: of the classes that exist and of those that pad them."""
         return self.Y.shape[0]
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some of the K classes may be absent."""
+        return getattr(self.loss, "present", None) is not None
+
+    @property
+    def present(self) -> Float[Array | np.ndarray, " K"]:
+        """1 for a class that exists, 0 for one that pads."""
+        present = getattr(self.loss, "present", None)
+        return np.ones(self.Y.shape[:1], self.Y.dtype) if present is None else present
+
+    @property
+    def classes(self) -> int | Scalar | np.floating:
+        """Number of classes that exist: K itself, if none is padding."""
+        return self.present.sum() if self.is_padded else self.K
 
     @property
     def counts(self) -> Float[Array | np.ndarray, " K"]:
@@ -88,12 +106,18 @@ class Problem(eqx.Module):
         return self.multiplicity.sum()
 
     @property
+    def share(self) -> Float[Array, " N"]:
+        """1/ω of every column, and 0 for one that stands for no sample."""
+        return jnp.where(self.multiplicity > 0, 1 / jnp.where(self.multiplicity > 0, self.multiplicity, 1), 0)
+
+    @property
     def s(self) -> Float[Array, ""]:
         """√(λ_W λ_H), the weight of the nuclear norm in the convex form (NUC)."""
         return jnp.sqrt(self.lam_W) * jnp.sqrt(self.lam_H)
 
 
-def _check_integer(name: str, value: Any, *, at_least: int) -> None:
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Refuse a size that is no integer or too small."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
@@ -106,15 +130,22 @@ def _check_lambda(name: str, value: Any, *, positive: bool) -> None:
         raise ValueError(f"{name} must be {want} and finite, got {float(value)}")
 
 
-def _check_targets(Y: np.ndarray, multiplicity: np.ndarray) -> None:
+def _check_targets(Y: np.ndarray, multiplicity: np.ndarray, present: np.ndarray) -> None:
     if Y.ndim != 2 or Y.shape[0] < 2:
         raise ValueError(f"Y must be K×N with K at least 2 classes, got shape {Y.shape}")
     if not (((Y == 0) | (Y == 1)).all() and (Y.sum(0) == 1).all()):
         raise ValueError("Y must be one-hot: every column exactly one 1 and zeros elsewhere")
-    if multiplicity.shape != Y.shape[1:] or not (np.isfinite(multiplicity).all() and (multiplicity > 0).all()):
-        raise ValueError(f"multiplicity must be positive, one entry for each of the {Y.shape[1]} columns of Y")
-    if (missing := np.flatnonzero(~Y.any(1))).size:
+    if present.shape != Y.shape[:1] or not np.array_equal(present, np.arange(len(Y)) < max(2, present.sum())):
+        raise ValueError(f"present must be {len(Y)} entries, at least two ones and then zeros, got {present.tolist()}")
+    if multiplicity.shape != Y.shape[1:] or not _is_multiplicity(multiplicity, present @ Y).all():
+        zero = "" if present.all() else ", zero where its class is absent"
+        raise ValueError(f"multiplicity must be positive, one entry for each of the {Y.shape[1]} columns of Y{zero}")
+    if (missing := np.flatnonzero(~Y.any(1) & (present > 0))).size:
         raise ValueError(f"Y has no sample of class {missing.tolist()}; drop the class or give it a sample")
+
+
+def _is_multiplicity(multiplicity: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    return np.isfinite(multiplicity) & np.where(exists > 0, multiplicity > 0, multiplicity == 0)
 
 
 def _check_counts(counts: Any) -> np.ndarray:
@@ -132,8 +163,8 @@ def balanced(
     loss: Loss = CrossEntropy(), use_bias: bool = True,
 ) -> Problem:  # fmt: skip
     """The model with n samples in each of K classes, columns in class order (zhu2021)."""
-    _check_integer("K", K, at_least=2)
-    _check_integer("n", n, at_least=1)
+    check_integer("K", K, at_least=2)
+    check_integer("n", n, at_least=1)
     return imbalanced([n] * K, d, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b, loss=loss, use_bias=use_bias)
 
 
@@ -163,13 +194,18 @@ def tie_features(problem: Problem) -> Problem:
 
 
 def init(problem: Problem, key: Key[Array, ""], *, scale: float = 1.0) -> Params:
-    """A point whose every entry is drawn from N(0, scale²); b is zero where the model has none."""
+    """A point whose every entry is drawn from N(0, scale²); b is zero where the model has none.
+
+    The first classes and columns are the same whatever K and N, and zero where a class is absent.
+    """
     K, N = problem.Y.shape
     W_key, H_key, b_key = jax.random.split(key, 3)
     W = scale * jax.random.normal(W_key, (K, problem.d))
-    H = scale * jax.random.normal(H_key, (problem.d, N))
+    H = scale * jax.random.normal(H_key, (N, problem.d)).T
     b = scale * problem.use_bias * jax.random.normal(b_key, (K,))
-    return Params(W, H, b)
+    if not problem.is_padded:
+        return Params(W, H, b)
+    return Params(W * problem.present[:, None], H * (problem.present @ problem.Y), b * problem.present)
 
 
 def check_shapes(problem: Problem, params: Params) -> None:

@@ -14,11 +14,13 @@ def optimal_bias(
     """argmin_b (1/N) Σ_i ω_i ℓ(z_i + b; y_i) + λ_b/2 ‖b‖², by Newton's method from b.
 
     A step moves no logit by more than 1, which keeps Newton's method inside the region where the curvature of a
-    softmax changes by a bounded factor. With a free bias the component along 1, which changes nothing, stays.
+    softmax changes by a bounded factor. With a free bias the component along 1, which changes nothing, stays, and so
+    does all of an absent class.
     Whatever is left after max_steps is a worse bias, not an error: callers bound its effect.
     """
     weights = jnp.asarray(problem.multiplicity / problem.total)
-    ones = jnp.ones((problem.K, problem.K)) / problem.K
+    present = jnp.asarray(problem.present)
+    blind = jnp.outer(present, present) / problem.classes + jnp.diag(1 - present)
 
     def gradient(b: Array) -> Array:
         return problem.loss.residual(Z + b[:, None], problem.Y) @ weights + problem.lam_b * b
@@ -26,7 +28,7 @@ def optimal_bias(
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         b, steps, _ = state
         hessian = problem.loss.mean_hessian(Z + b[:, None], problem.Y, weights)
-        gauge = jnp.where(problem.lam_b > 0, 0, jnp.trace(hessian) / problem.K) * ones
+        gauge = jnp.where(problem.lam_b > 0, 0, jnp.trace(hessian) / problem.classes) * blind
         move = -jnp.linalg.solve(hessian + problem.lam_b * jnp.eye(problem.K) + gauge, gradient(b))
         move = jnp.nan_to_num(move / jnp.maximum(1, jnp.max(jnp.abs(move))))
         return b + move, steps + 1, jnp.max(jnp.abs(move))

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.model.losses import CrossEntropy
-from ufm.model.problem import Params, Problem, check_shapes, is_concrete, logits, objective
+from ufm.model.padding import check_unpadded
+from ufm.model.problem import Params, Problem, check_shapes, logits, objective
 from ufm.theory.duality import (
     dual_value,
     gradient_rounding,
@@ -107,14 +108,15 @@ def certify(
         rigorous: prove the verdict or say UNDECIDED; needs the extra ufm[rigour] and concrete numbers.
 
     Raises:
-        ValueError: if shapes do not match, entries are not finite, the loss is not cross-entropy, or a number is traced
-            that rigorous needs.
+        ValueError: if shapes do not match, entries are not finite, the loss is not cross-entropy, or rigorous meets a
+            number that is traced or a padded problem.
         ModuleNotFoundError: if rigorous and python-flint is not installed.
 
     Source: THEORY 8.1 and 0, derived for this project.
     """
     check_point(problem, params)
     if rigorous:
+        check_unpadded(problem)
         from ufm.theory.rigour import prove  # which builds on this file and needs an extra
 
         return prove(problem, params, tol, grad_tol)
@@ -129,8 +131,10 @@ def check_point(problem: Problem, params: Params) -> None:
     check_shapes(problem, params)
     for name in ("W", "H", "b"):
         value = getattr(params, name)
-        if is_concrete(value) and not np.isfinite(value).all():
-            raise ValueError(f"{name} must be finite; it holds NaN or infinite entries")
+        finite = jnp.isfinite if isinstance(value, jax.Array) else np.isfinite  # on the devices that hold it
+        with jax.ensure_compile_time_eval():  # and now, also where a function around this is traced
+            if not isinstance(value, jax.core.Tracer) and not finite(value).all():
+                raise ValueError(f"{name} must be finite; it holds NaN or infinite entries")
 
 
 @jax.jit
@@ -165,7 +169,7 @@ def _certify(problem: Problem, params: Params, tol: Any, grad_tol: Any) -> Certi
 
 def full_norm(problem: Problem, x: Params, *, dual: bool = False) -> Float[Array, ""]:
     """‖x‖ with every sample's own column counted; for a gradient (dual) columns share it, so ω divides."""
-    weight = 1 / problem.multiplicity if dual else problem.multiplicity
+    weight = problem.share if dual else problem.multiplicity
     return jnp.sqrt(jnp.sum(x.W**2) + jnp.sum(weight * x.H**2) + problem.use_bias * jnp.sum(x.b**2))
 
 

@@ -1,6 +1,7 @@
 """A lower bound on f* from any point, by Fenchel duality of the convex form (THEORY 8.1)."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.model.problem import Params, Problem
@@ -12,16 +13,27 @@ def sample_gradient(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K
     return R * jnp.sqrt(problem.multiplicity) / problem.total
 
 
+def generic(size: int) -> Float[np.ndarray, " size"]:
+    """A fixed vector in no special position, the first entries the same for every size."""
+    return np.modf(np.arange(1, size + 1) * np.sqrt(3))[0] - 0.5
+
+
 def top_singular_pair(
     G: Float[Array, "K N"],
 ) -> tuple[Float[Array, ""], Float[Array, " K"], Float[Array, " N"]]:
-    """σ, u, v with σ = ‖G‖₂, Gv = σu, from the K×K Gram matrix; v = 0 if σ = 0."""
+    """σ, u, v with σ = ‖G‖₂, Gv = σu, from the K×K Gram matrix; u = v = 0 if σ = 0.
+
+    If several singular values are ‖G‖₂ to rounding, u is the projection of a fixed vector onto their space, so that it
+    depends on G alone and neither on the eigensolver nor on rows of zeros.
+    """
     size = jnp.max(jnp.abs(G))
     M = G / jnp.where(size > 0, size, 1)  # whose squares do not underflow
     values, vectors = jnp.linalg.eigh(jnp.matmul(M, M.T, precision="highest"))
     sigma = jnp.sqrt(jnp.maximum(values[-1], 0))
-    v = vectors[:, -1] @ M
-    return size * sigma, vectors[:, -1], v / jnp.where(sigma > 0, sigma, 1)
+    top = values > values[-1] * (1 - 1024 * jnp.finfo(G.dtype).eps)
+    u = vectors @ (top * (generic(len(G)).astype(G.dtype) @ vectors))
+    u = u / jnp.where(sigma > 0, jnp.linalg.norm(u), 1)
+    return size * sigma, u, u @ M / jnp.where(sigma > 0, sigma, 1)
 
 
 def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -63,7 +75,7 @@ def _rebalancing(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"
     r = _mean_residual(problem, R)
     excess, lack = jnp.maximum(r, 0), jnp.maximum(-r, 0)
     received = jnp.outer(lack, excess) / jnp.where(jnp.sum(excess) > 0, jnp.sum(excess), 1)
-    given = (received - jnp.diag(excess)) * problem.total / problem.counts
+    given = (received - jnp.diag(excess)) * problem.total / jnp.where(problem.counts > 0, problem.counts, 1)
     return given @ problem.Y
 
 
@@ -78,8 +90,8 @@ def _bias_terms(
     error = (sum(problem.Y.shape) + 8) * jnp.finfo(R.dtype).eps * size
     lam = jnp.where(problem.lam_b > 0, problem.lam_b, 1)
     cost = jnp.where(problem.lam_b > 0, jnp.sum(r**2) / (2 * lam), 0)
-    slope = 2 * jnp.max(jnp.abs(logits)) + jnp.log(problem.K)
-    free = (jnp.sum(jnp.abs(r)) + error * jnp.sqrt(problem.K)) * slope
+    slope = 2 * jnp.max(jnp.abs(logits)) + jnp.log(problem.classes)
+    free = (jnp.sum(jnp.abs(r)) + error * jnp.sqrt(problem.classes)) * slope
     return cost, jnp.where(problem.lam_b > 0, error * (jnp.linalg.norm(r) + error) / lam, free)
 
 

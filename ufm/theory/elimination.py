@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.model.padding import check_unpadded
 from ufm.model.problem import Params, Problem, is_concrete, logits, objective
 from ufm.theory.certificate import check_point, relative_gradient
 
@@ -63,6 +64,7 @@ def inertia(problem: Problem, params: Params) -> Inertia:
 
     Source: derived for this project; Haynsworth's additivity of inertia.
     """
+    check_unpadded(problem)
     check_point(problem, params)
     if not all(is_concrete(x) for x in jax.tree.leaves((problem, params))):
         raise ValueError("params and problem must be known, not traced, to count eigenvalues")

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ufm.model.problem import Params, Problem, objective
-from ufm.theory.duality import sample_gradient, top_singular_pair
+from ufm.theory.duality import generic, sample_gradient, top_singular_pair
 
 LENGTHS = 2.0 ** np.arange(-12, 14)  # where along the ray the drop is looked for
 
@@ -41,7 +41,7 @@ def escape_direction(problem: Problem, params: Params, R: Float[Array, "K N"]) -
     a = _null_vector(params.W)
     x, y = sigma, problem.lam_W - predicted_curvature(problem, sigma)
     norm = jnp.hypot(x, y)
-    H = -jnp.outer(a, v / jnp.sqrt(problem.multiplicity)) * y / norm
+    H = -jnp.outer(a, v * jnp.sqrt(problem.share)) * y / norm
     return Params(jnp.outer(u, a) * x / norm, H, jnp.zeros_like(params.b))
 
 
@@ -50,7 +50,8 @@ def _null_vector(W: Float[Array, "K d"]) -> Float[Array, " d"]:
     K, d = W.shape
     if d > K:
         return jnp.linalg.qr(W.T, mode="complete")[0][:, -1]
-    return jnp.linalg.svd(W, full_matrices=False)[2][-1]
+    a = jnp.linalg.svd(W, full_matrices=False)[2][-1]
+    return a * jnp.where(generic(d) @ a < 0, -1, 1)  # the sign matters where W has rank d
 
 
 def escape(problem: Problem, params: Params, R: Float[Array, "K N"]) -> Escape:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ufm.model.geometry import centring
+from ufm.model.padding import check_unpadded
 from ufm.model.problem import Problem
 
 
@@ -34,6 +35,7 @@ def ridge_margins(problem: Problem) -> Float[Array, "K K"]:
 
     Source: THEORY 3.3, derived for this project in the sum form λ = N s, for no bias; it holds for λ_b > 0 held fixed.
     """
+    check_unpadded(problem)
     free = problem.use_bias and bool(problem.lam_b == 0)
     values, vectors, E = _label_spectrum(jnp.asarray(problem.counts), free)
     F = jnp.abs((vectors / jnp.sqrt(values)) @ vectors.T @ E)

@@ -6,19 +6,22 @@ from jaxtyping import Array, Float
 
 from ufm.model.geometry import centring, simplex_etf
 from ufm.model.losses import CrossEntropy
+from ufm.model.padding import check_unpadded
 from ufm.model.problem import Params, Problem, is_concrete, tie_features
 from ufm.theory.bias import optimal_bias
 from ufm.theory.duality import sample_gradient
 
-Scalar = float | int | Float[Array | np.ndarray, ""]
+Scalar = float | int | np.floating | Float[Array | np.ndarray, ""]
 
 
 def is_balanced(problem: Problem) -> bool:
     """Whether every class has the same number of samples.
 
     Raises:
-        ValueError: if the counts are traced; build the problem inside the traced function, from plain integers.
+        ValueError: if the problem is padded, or the counts are traced; build the problem inside the traced function,
+            from plain integers.
     """
+    check_unpadded(problem)
     if not (is_concrete(problem.Y) and is_concrete(problem.multiplicity)):
         raise ValueError("Y is traced, so its class counts are unknown; build the problem inside the traced function")
     return bool(np.ptp(np.asarray(problem.counts)) == 0)
@@ -29,7 +32,7 @@ def wrong_class_probability(n: Scalar, s: Scalar) -> Float[Array, ""]:
     return jnp.sqrt(n) * s
 
 
-def margin(K: int, q: Scalar) -> Float[Array, ""]:
+def margin(K: Scalar, q: Scalar) -> Float[Array, ""]:
     """t = log(1/q − K + 1), the logit gap of which each of K − 1 wrong classes gets probability q; 0 if K q ≥ 1."""
     return jnp.log1p(jnp.maximum(0, 1 - K * q) / q)
 
@@ -37,23 +40,26 @@ def margin(K: int, q: Scalar) -> Float[Array, ""]:
 def balanced_minimiser(problem: Problem) -> Params:
     """The global minimiser for equal class counts: H collapsed on a simplex ETF, W = H̄ᵀ/c, b = 0 (THEORY 1.2).
 
-    It is unique up to a common isometry of R^d, and up to a multiple of 1 in a free bias. Any λ's may be traced.
+    It is unique up to a common isometry of R^d, and up to a multiple of 1 in a free bias. Anything may be traced;
+    traced counts are taken to be equal. A padded problem has the minimiser of its own classes, and zeros.
 
     Raises:
-        ValueError: if counts are unequal or traced, the loss is not cross-entropy, or d < K − 1.
+        ValueError: if counts are known and unequal, the loss is not cross-entropy, or d < K − 1.
 
     Source: THEORY 1.2, derived for this project; zhu2021, Theorem 3.1 for the geometry; guo2024 published a
     closed form first.
     """
     check_dimension(problem)
-    t = margin(problem.K, wrong_class_probability(class_size(problem), problem.s))
-    return frame_point(problem, simplex_etf(problem.K, problem.d), t)
+    K = problem.classes
+    t = margin(K, wrong_class_probability(equal_size(problem), problem.s))
+    M = simplex_etf(problem.K, problem.d) * (np.arange(problem.d) < K - 1)  # Helmert's column j ends in row j + 1
+    return frame_point(problem, M, t)
 
 
-def frame_point(problem: Problem, M: Float[np.ndarray, "K d"], t: Float[Array, ""]) -> Params:
+def frame_point(problem: Problem, M: Float[Array | np.ndarray, "K d"], t: Float[Array, ""]) -> Params:
     """W ∝ M and h_i ∝ row y_i of M, balanced (λ_W WᵀW = λ_H HHᵀ), with logits Z = t M Mᵀ Y for equal class counts."""
     root = jnp.sqrt(t)
-    ratio = (class_size(problem) * problem.lam_H / problem.lam_W) ** 0.25
+    ratio = (equal_size(problem) * problem.lam_H / problem.lam_W) ** 0.25
     return Params(root * ratio * M, root / ratio * M.T @ problem.Y, jnp.zeros(problem.K, root.dtype))
 
 
@@ -64,7 +70,7 @@ def balanced_value(problem: Problem) -> Float[Array, ""]:
         ValueError: as balanced_minimiser does.
     """
     check_dimension(problem)
-    K, q = problem.K, wrong_class_probability(class_size(problem), problem.s)
+    K, q = problem.classes, wrong_class_probability(equal_size(problem), problem.s)
     t = margin(K, q)
     return jnp.log1p((K - 1) * jnp.exp(-t)) + (K - 1) * t * q
 
@@ -92,13 +98,20 @@ def nonnegative_minimiser(problem: Problem) -> Params:
     return Params(W, H, jnp.zeros(K, t.dtype))
 
 
-def class_size(problem: Problem) -> float:
-    """The n of a balanced cross-entropy problem; ValueError for any other."""
+def equal_size(problem: Problem) -> Scalar:
+    """The n of a balanced cross-entropy problem, padded or not; ValueError for any other, unless counts are traced."""
     if not isinstance(problem.loss, CrossEntropy):
         raise ValueError(f"loss must be CrossEntropy for the closed form, got {type(problem.loss).__name__}")
-    if not is_balanced(problem):
-        raise ValueError(f"counts must be equal for the closed form, got {problem.counts.tolist()}")
-    return float(problem.counts[0])
+    counts, present = problem.counts, problem.present
+    if is_concrete(counts) and is_concrete(present) and np.ptp(np.asarray(counts)[np.asarray(present) > 0]) > 0:
+        raise ValueError(f"counts must be equal for the closed form, got {counts.tolist()}")
+    return float(counts[0]) if is_concrete(counts) else counts[0]
+
+
+def class_size(problem: Problem) -> float:
+    """The known n of a balanced cross-entropy problem without padding; ValueError for any other."""
+    is_balanced(problem)  # refuses what is traced or padded
+    return float(equal_size(problem))
 
 
 def check_dimension(problem: Problem) -> None:

@@ -29,6 +29,7 @@ from jax.lax.linalg import SvdAlgorithm, svd
 from jaxtyping import Array, Float, Int
 
 from ufm.model.geometry import centring
+from ufm.model.padding import check_unpadded
 from ufm.model.problem import Params, Problem, tie_features
 from ufm.theory.atlas import check_partition
 from ufm.theory.optimum import margin, wrong_class_probability
@@ -69,6 +70,7 @@ def tie_classes(problem: Problem, partition: Sequence[Sequence[int]] | None = No
     Raises:
         ValueError: if it is no partition of the classes, or merges classes of different size.
     """
+    check_unpadded(problem)
     p, counts = problem, np.asarray(problem.counts)
     groups = check_partition(p.K, [[k] for k in range(p.K)] if partition is None else partition)
     if mixed := [group for group in groups if np.ptp(counts[list(group)]) > 0]:
