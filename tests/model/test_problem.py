@@ -225,3 +225,8 @@ def test_a_point_of_another_shape_is_refused_not_broadcast(call, name):
     shapes[name] = {"W": (3, 2), "H": (4, 1), "b": (1,)}[name]
     x = Params(**{key: jnp.zeros(shape) for key, shape in shapes.items()})
     refuse(f"^{name} must have shape .* for this problem, got", call, problem, x)
+
+
+def test_targets_beyond_memory_are_not_made_by_accident():
+    with pytest.raises(ValueError, match="Y a 1000×1300000 array of 10.4 GB; class_mean_problem has the same optimum"):
+        imbalanced([1300] * 1000, 2048, lam_W=1.0, lam_H=1.0)

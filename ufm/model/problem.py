@@ -13,6 +13,8 @@ from ufm.model.losses import CrossEntropy, Loss
 
 Scalar = Float[Array | np.ndarray, ""]
 
+MOST_ENTRIES = 2**28  # of a Y that is made from counts, 2 GiB; whoever wants a larger one makes it
+
 
 class Params(eqx.Module):
     """A point (W, H, b) of the model; gradients and directions are Params too."""
@@ -174,6 +176,11 @@ def imbalanced(
 ) -> Problem:  # fmt: skip
     """The model with counts[k] samples in class k, columns in class order."""
     counts = _check_counts(counts)
+    if (entries := counts.size * counts.sum(dtype=float)) > MOST_ENTRIES:
+        raise ValueError(
+            f"counts make Y a {counts.size}×{counts.sum(dtype=float):.0f} array of {8e-9 * entries:.1f} GB; "
+            "class_mean_problem has the same optimum with a column per class"
+        )
     Y = np.repeat(np.eye(counts.size), counts, axis=1)
     return Problem(Y, np.ones(Y.shape[1]), loss, lam_W, lam_H, lam_b, d, use_bias)
 

@@ -46,7 +46,8 @@ def check_point(point: PyTree, name: str = "params") -> None:
     """ValueError unless the leaves are finite floating arrays; traced values are not looked at."""
     check_floating(point, name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(point):
-        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(leaf).all():
+        finite = jnp.isfinite if isinstance(leaf, jax.Array) else np.isfinite  # on the devices that hold it
+        if not isinstance(leaf, jax.core.Tracer) and not finite(leaf).all():
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be finite; it holds NaN or infinity")
 
 

@@ -49,7 +49,7 @@ class Solution(eqx.Module):
 
 
 class _State(NamedTuple):
-    x: Array
+    x: PyTree
     opt: Any
     steps: Array
     best_value: Array
@@ -92,12 +92,30 @@ def minimise(
 
     Source: optax.lbfgs (Nocedal & Wright 2006, algorithms 7.4, 7.5, 3.5 and 3.6).
     """
-    return _minimise(as_pytree_function(fun), params, tol, max_steps, memory)
+    return _minimise(as_pytree_function(fun), params, tol, max_steps, memory, is_split(params))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _minimise(fun: Partial, params: PyTree, tol: Any, max_steps: Any, memory: int) -> Solution:
-    x0, unravel = ravel_pytree(params)
+def is_split(tree: PyTree) -> bool:
+    """Whether a leaf is known to be split over devices."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return any(not isinstance(leaf, jax.core.Tracer) and not leaf.is_fully_replicated for leaf in leaves)
+
+
+def flatten(tree: PyTree, split: bool) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The tree as one vector, or as a vector for each leaf with the last axis outermost, and the way back.
+
+    One vector is whole on every device. A vector for each leaf stays split as the leaf's last axis is, but on one
+    device it makes L-BFGS a tenth slower.
+    """
+    if not split:
+        return ravel_pytree(tree)
+    vectors = jax.tree.map(lambda leaf: leaf.ravel(order="F"), tree)
+    return vectors, lambda x: jax.tree.map(lambda v, leaf: v.reshape(leaf.shape, order="F"), x, tree)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _minimise(fun: Partial, params: PyTree, tol: Any, max_steps: Any, memory: int, split: bool) -> Solution:
+    x0, unravel = flatten(params, split)
     flat = lambda x: fun(unravel(x))  # noqa: E731
     solver = optax.lbfgs(memory_size=memory)
 
@@ -115,17 +133,17 @@ def _minimise(fun: Partial, params: PyTree, tol: Any, max_steps: Any, memory: in
     start = _State(x0, opt, zero - 1, value, jnp.inf * jnp.ones_like(value), zero, zero)
     end = jax.lax.while_loop(going, step, _judge(start, x0, opt, tol))
     value, grad = _value_and_grad(end.opt)
-    return Solution(unravel(end.x), value, jnp.linalg.norm(grad), end.steps, end.status)
+    return Solution(unravel(end.x), value, optax.tree.norm(grad), end.steps, end.status)
 
 
-def _value_and_grad(opt: Any) -> tuple[Array, Array]:
+def _value_and_grad(opt: Any) -> tuple[Array, PyTree]:
     return optax.tree.get(opt, "value"), optax.tree.get(opt, "grad")
 
 
-def _judge(state: _State, x: Array, opt: Any, tol: Any) -> _State:
+def _judge(state: _State, x: PyTree, opt: Any, tol: Any) -> _State:
     """The next state at x, with STEP_LIMIT standing for "not yet ended otherwise"."""
     value, grad = _value_and_grad(opt)
-    grad_norm = jnp.linalg.norm(grad)
+    grad_norm = optax.tree.norm(grad)
     better = (value < state.best_value) | (grad_norm < state.best_grad)
     idle = jnp.where(better, 0, state.idle + 1)
     status = jnp.select(

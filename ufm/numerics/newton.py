@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import optax
 from jax.scipy.sparse.linalg import cg
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from ufm.numerics.minimise import Solution, Status, as_pytree_function
+from ufm.numerics.minimise import Solution, Status, as_pytree_function, flatten, is_split
 
 
 def polish(
@@ -38,30 +38,31 @@ def polish(
     Returns:
         A Solution; STALLED, the usual end, means that a further step no longer halves the gradient.
     """
-    return _polish(as_pytree_function(fun), params, tol, max_steps, max_products)
+    return _polish(as_pytree_function(fun), params, tol, max_steps, max_products, is_split(params))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _polish(fun: Partial, params: PyTree, tol: Any, max_steps: Any, max_products: int) -> Solution:
-    x0, unravel = ravel_pytree(params)
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _polish(fun: Partial, params: PyTree, tol: Any, max_steps: Any, max_products: int, split: bool) -> Solution:
+    x0, unravel = flatten(params, split)
     gradient = jax.grad(lambda x: fun(unravel(x)))
 
     def step(state: tuple) -> tuple:
         x, grad, steps, _ = state
         product = jax.linearize(gradient, x)[1]
-        newton = cg(product, -grad, tol=1e-3, maxiter=max_products)[0]
-        new_grad = gradient(x + newton)
-        helps = jnp.linalg.norm(new_grad) <= jnp.linalg.norm(grad) / 2
-        keep = functools.partial(jnp.where, helps)
-        return keep(x + newton, x), keep(new_grad, grad), steps + helps, ~helps
+        newton = cg(product, optax.tree.scale(-1, grad), tol=1e-3, maxiter=max_products)[0]
+        end = optax.tree.add(x, newton)
+        new_grad = gradient(end)
+        helps = optax.tree.norm(new_grad) <= optax.tree.norm(grad) / 2
+        kept = jax.tree.map(functools.partial(jnp.where, helps), (end, new_grad), (x, grad))
+        return *kept, steps + helps, ~helps
 
     def going(state: tuple) -> Array:
         _, grad, steps, stalled = state
-        return ~stalled & (jnp.linalg.norm(grad) > tol) & (steps < max_steps)
+        return ~stalled & (optax.tree.norm(grad) > tol) & (steps < max_steps)
 
     start = (x0, gradient(x0), jnp.zeros((), int), jnp.zeros((), bool))
     x, grad, steps, stalled = jax.lax.while_loop(going, step, start)
-    value, grad_norm = fun(unravel(x)), jnp.linalg.norm(grad)
+    value, grad_norm = fun(unravel(x)), optax.tree.norm(grad)
     status = jnp.select(
         [~jnp.isfinite(value + grad_norm), grad_norm <= tol, stalled],
         [Status.NOT_FINITE, Status.CONVERGED, Status.STALLED],

@@ -54,7 +54,7 @@ def dual_value(problem: Problem, params: Params) -> tuple[Float[Array, ""], Floa
         logits = Z + optimal_bias(problem, Z, params.b)[:, None]
     R = problem.loss.residual(logits, problem.Y)
     free = problem.use_bias & (problem.lam_b == 0)
-    R = R + jnp.where(free, _rebalancing(problem, R), 0)
+    R = R + jnp.where(free, rebalancing(problem, R), 0)
     G = sample_gradient(problem, R)
     sigma = top_singular_pair(G)[0]
     overshoot = jnp.max(-jnp.sum(problem.Y * R, axis=0))
@@ -70,7 +70,7 @@ def _mean_residual(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, " K
     return R @ problem.multiplicity / problem.total
 
 
-def _rebalancing(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
+def rebalancing(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
     """What makes Λ1 = 0 when added: a class with too much mass gives from its own samples to those with too little."""
     r = _mean_residual(problem, R)
     excess, lack = jnp.maximum(r, 0), jnp.maximum(-r, 0)

@@ -64,6 +64,7 @@ def escape(problem: Problem, params: Params, R: Float[Array, "K N"]) -> Escape:
 
     grad = jax.grad(lambda x: objective(problem, x))
     product = jax.jvp(grad, (params,), (direction,))[1]
-    measured = optax.tree.vdot(product, direction)
+    # optax.tree.vdot would gather H from all devices
+    measured = optax.tree.sum(jax.tree.map(jnp.multiply, product, direction))
     drop = objective(problem, params) - jnp.min(jax.lax.map(along, LENGTHS.astype(params.W.dtype)))
     return Escape(direction, predicted_curvature(problem, sigma), measured, jnp.maximum(drop, 0))
