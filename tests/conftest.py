@@ -9,6 +9,7 @@ import pytest
 MAPS = 30_000  # of 65,530 that Linux allows
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_enable_compilation_cache", False)  # no test depends on an earlier run
 jaxtyping.install_import_hook("ufm", "beartype.beartype")
 
 

@@ -1,5 +1,6 @@
 """Every experiment runs at a tiny size, asserts what it claims and leaves a record with its figure."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from experiments import classification
 from ufm.lab.census import hunt
+from ufm.lab.presets import PRESETS
 from ufm.measure.features import Features, save_features
 from ufm.model.problem import balanced
 from ufm.theory.certificate import Verdict
@@ -24,12 +26,35 @@ TINY = {
     "saddle_hunt": {"K": 2, "dimensions": (2,), "loads": (0.1,), "starts": 3},
     "spectrum": {"K": 4, "n": 2, "d": 4, "groups": 2},
 }
-FIGURE = {"atlas": "atlas", "escape": "escape", "network": "network", "saddle_hunt": "census", "spectrum": "spectrum"}
+SWEPT = {
+    "collapse_threshold": "collapse",
+    "conditioning": "conditioning",
+    "margin_and_norms": "norms",
+    "minority_collapse": "minority",
+    "saddle_index": "index",
+}
+TINY |= {name: {"points": 5} for name in SWEPT}
+FIGURE = SWEPT | {
+    "atlas": "atlas",
+    "escape": "escape",
+    "network": "network",
+    "saddle_hunt": "census",
+    "spectrum": "spectrum",
+}
 
 
 def _run(name, **changes):
     experiment = importlib.import_module(f"experiments.{name}")
     return experiment.main(experiment.Config(Path("new"), **TINY[name] | changes))
+
+
+def smaller(preset):
+    """With the first two values of an axis of shapes."""
+
+    def grid(points):
+        return {k: list(x)[:2] if k in {"K", "groups"} and np.ndim(x) else x for k, x in preset.grid(points).items()}
+
+    return dataclasses.replace(preset, grid=grid)
 
 
 def _network():
@@ -52,6 +77,8 @@ def _here(as_a_user):
 @pytest.mark.parametrize("name", MODULES)
 def test_it_runs_and_leaves_its_record(name, monkeypatch, hastily):
     _network()
+    if name in SWEPT:  # a smaller grid of the same kind
+        monkeypatch.setitem(PRESETS, SWEPT[name], smaller(PRESETS[SWEPT[name]]))
     if name == "classification":  # without searches, which take most of its time
         monkeypatch.setattr(classification, "hunt", lambda problem, starts, key: hunt(problem, 0, key))
         monkeypatch.setattr(classification, "HUNTED", classification.HUNTED[:1])
@@ -60,7 +87,8 @@ def test_it_runs_and_leaves_its_record(name, monkeypatch, hastily):
     assert folder == Path("new")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["wall_seconds"] > 0
-    assert json.loads((folder / "config.json").read_text())["out"] == "new"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["method"] in {"vmap", "map"} if name in SWEPT else config["out"] == "new"
     if name in FIGURE:
         assert (folder / f"{FIGURE[name]}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -11,11 +11,12 @@ import ufm
 NAMES = {
     "Certificate", "Classification", "Collapse", "CriticalPoint", "CrossEntropy", "Eigenpairs", "Features",
     "Inertia", "Loss", "Params", "Problem", "Solution", "SpectralDensity", "Spectrum", "Status", "Verdict",
-    "balanced", "certify", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
+    "balanced", "certify", "certify_stream", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
     "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
     "extreme_eigenpairs", "global_minimiser", "hessian_operator", "hessian_spectrum", "imbalanced", "inertia",
     "init", "lanczos", "load_features", "minimise", "objective", "optimal_value", "padded", "polish",
-    "problem_of_features", "save_features", "simplex_etf", "spectral_density", "tie_features",
+    "problem_of_features", "samples_mesh", "save_features", "shard", "shard_local", "simplex_etf",
+    "spectral_density", "sweep", "tie_features",
 }  # fmt: skip
 
 

@@ -8,6 +8,11 @@ from ufm.lab.compare import compare as compare
 from ufm.lab.compare import problem_of_features as problem_of_features
 from ufm.lab.optimum import global_minimiser as global_minimiser
 from ufm.lab.optimum import optimal_value as optimal_value
+from ufm.lab.sharding import samples_mesh as samples_mesh
+from ufm.lab.sharding import shard as shard
+from ufm.lab.sharding import shard_local as shard_local
+from ufm.lab.streaming import certify_stream as certify_stream
+from ufm.lab.sweep import sweep as sweep
 from ufm.measure.collapse import Collapse as Collapse
 from ufm.measure.collapse import collapse_metrics as collapse_metrics
 from ufm.measure.collapse import collapse_metrics_stream as collapse_metrics_stream

@@ -1,4 +1,4 @@
-"""The command `ufm`: check the theory, solve, certify, classify, measure, train."""
+"""The command `ufm`: check the theory, solve, certify, classify, measure, sweep, train."""
 
 import contextlib
 import io
@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+from ufm.cli.cache import use_cache
 from ufm.cli.classify import Classify
 from ufm.cli.features import Certify, Measure
 from ufm.cli.landscape import Landscape
 from ufm.cli.model import Solve
+from ufm.cli.sweep import Sweep
 from ufm.cli.train import Train
 from ufm.cli.verify import Verify
 
@@ -23,6 +25,7 @@ Command = (
     | Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Landscape, tyro.conf.subcommand("landscape")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )
 
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command in float64; bad input is one line on standard error and exit status 2."""
     command = _parse(arguments)
     jax.config.update("jax_enable_x64", True)
+    use_cache()
     try:
         sys.exit(command.run())
     except (ValueError, ArithmeticError, OSError, MemoryError) as error:

@@ -60,7 +60,7 @@ def class_margins(problem: Problem, params: Params) -> Float[Array, " N"]:
     """z_y − mean_{j≠y} z_j of every sample: the logit margin t where logits are symmetric."""
     Z = logits(problem, params)
     true = jnp.sum(problem.Y * Z, axis=0)
-    return true - (jnp.sum(Z, axis=0) - true) / (problem.K - 1)
+    return true - (jnp.sum(Z, axis=0) - true) / (problem.classes - 1)
 
 
 def compare(problem: Problem, params: Params) -> tuple[dict[str, dict[str, float]], Certificate]:
@@ -80,16 +80,21 @@ def compare(problem: Problem, params: Params) -> tuple[dict[str, dict[str, float
 
 
 def summarise(problem: Problem, x: Params) -> dict[str, float]:
-    """f, logit margins, mean squared norms of rows and features, balance and bias spread of a point."""
+    """The quantities of a point as plain numbers."""
+    return {name: float(value) for name, value in quantities(problem, x).items()}
+
+
+def quantities(problem: Problem, x: Params) -> dict[str, Any]:
+    """f, logit margins, mean squared norms of rows and features, balance and bias spread of a point, padded or not."""
     W2, H2 = jnp.sum(x.W**2), jnp.sum(problem.multiplicity * x.H**2)
     margins = class_margins(problem, x)
-    quantities: dict[str, Any] = {
+    exists = jnp.asarray(problem.present) > 0
+    return {
         "value": objective(problem, x),
         "margin_mean": problem.multiplicity @ margins / problem.total,
-        "margin_min": jnp.min(margins),
-        "w_norm2_mean": W2 / problem.K,
+        "margin_min": jnp.min(jnp.where(problem.multiplicity > 0, margins, jnp.inf)),
+        "w_norm2_mean": W2 / problem.classes,
         "h_norm2_mean": H2 / problem.total,
         "balance": problem.lam_W * W2 / (problem.lam_H * H2),
-        "bias_spread": jnp.max(x.b) - jnp.min(x.b),
+        "bias_spread": jnp.max(jnp.where(exists, x.b, -jnp.inf)) - jnp.min(jnp.where(exists, x.b, jnp.inf)),
     }
-    return {name: float(value) for name, value in quantities.items()}

@@ -27,8 +27,8 @@ CERTIFIED = 1e-8  # relative gap above which a solved optimum is refused
 def global_minimiser(problem: Problem) -> Params:
     """A global minimiser of f, unique up to a common isometry of R^d and, in a free bias, a multiple of 1.
 
-    Equal counts, also padded: the closed form of THEORY 1.2. Others: the convex problem reduced to distinct class sizes (THEORY
-    8.2), solved by L-BFGS and Newton's method, certified and expanded; a free bias is given mean zero.
+    Equal counts, also padded: the closed form of THEORY 1.2. Others: the convex problem reduced to distinct class sizes
+    (THEORY 8.2), solved by L-BFGS and Newton's method, certified and expanded; a free bias is given mean zero.
 
     Raises:
         ValueError: if d < K − 1, the counts are traced, unequal counts come with traced λ's, or the loss is not

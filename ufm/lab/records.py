@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def create_folder(folder: str | os.PathLike[str]) -> Path:
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise ValueError(f"folder {path} cannot be made ({error.strerror}): name a writable one") from error
+        raise _unwritable(path, error) from error
     return path
 
 
@@ -71,20 +71,34 @@ def write_run(
     Raises:
         ValueError: if the folder exists already or cannot be written.
     """
-    path = check_new(folder)
-    partial = _beside(path)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(check_new(folder)) as partial:
         write_json(partial / "config.json", as_json(config))
         write_json(partial / "summary.json", as_json(summary) | provenance(start))
         if arrays:
             write_arrays(partial / "arrays.npz", arrays)
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name only when all is in it.
+
+    Raises:
+        ValueError: if it cannot be made, or the name is taken meanwhile.
+    """
+    partial = _beside(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         partial.rename(path)
     except OSError as error:
-        raise ValueError(f"folder {path} cannot be made ({error.strerror}): name a writable one") from error
+        raise (_exists(path) if path.exists() else _unwritable(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return path
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"folder {path} cannot be made ({error.strerror}): name a writable one")
 
 
 def _beside(path: Path) -> Path:
@@ -138,12 +152,13 @@ def provenance(start: float) -> dict[str, Any]:
         "wall_seconds": time.perf_counter() - start,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": f"{device.platform} {device.device_kind}",
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "revision": _revision(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

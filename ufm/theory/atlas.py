@@ -1,12 +1,14 @@
 """Critical points that are not global minima: partitions of the classes, and coarse simplex ETFs (THEORY 1.6, 8.3)."""
 
 import functools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.optimize
 from jaxtyping import Float
 
 from ufm.model.geometry import simplex_etf
@@ -62,6 +64,22 @@ def coarse_etf(problem: Problem, partition: int | Sequence[Sequence[int]]) -> Pa
     for group, row in zip(groups, simplex_etf(m, problem.d), strict=True):
         M[list(group)] = row
     return frame_point(problem, M, margin(m, q))
+
+
+def index_threshold(m: int) -> float:
+    """κ* = m/(m+u), u(m+u) = m(1+u)log(1+u): below it m ≥ 3 equal groups have index d(K−m), from it on (d−1)(K−m).
+
+    For a free bias, κ = K√n s. Two groups and one have the former for all κ < 1.
+
+    Raises:
+        ValueError: if m is less than 3.
+
+    Source: THEORY 8.3, derived for this project.
+    """
+    if m < 3:
+        raise ValueError(f"m must be at least 3 groups for the index to change, got {m}")
+    u = scipy.optimize.brentq(lambda u: u * (m + u) - m * (1 + u) * math.log1p(u), 1e-3, 1e3 * m, xtol=1e-14)
+    return m / (m + u)
 
 
 def merged_block(problem: Problem, means: Params, group: Sequence[int]) -> Float[np.ndarray, "r r"]:

@@ -23,7 +23,9 @@ def is_balanced(problem: Problem) -> bool:
     """
     check_unpadded(problem)
     if not (is_concrete(problem.Y) and is_concrete(problem.multiplicity)):
-        raise ValueError("Y is traced, so its class counts are unknown; build the problem inside the traced function")
+        raise ValueError(
+            "Y is traced, or spread over processes, so its counts are unknown; build the problem where they are"
+        )
     return bool(np.ptp(np.asarray(problem.counts)) == 0)
 
 

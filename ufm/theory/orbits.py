@@ -79,10 +79,27 @@ def tie_classes(problem: Problem, partition: Sequence[Sequence[int]] | None = No
     for i, classes in enumerate(groups):
         group[list(classes)] = i
     alike = np.stack([counts, np.bincount(group)[group]])
-    (n, width), first, kind = np.unique(alike, axis=1, return_index=True, return_inverse=True)
-    sizes = np.bincount(kind) / width
-    Y = np.eye(p.K)[:, first]
-    representatives = eqx.tree_at(lambda q: (q.Y, q.multiplicity), tie_features(p), (Y, sizes * width * n))
+    (_, width), first, kind = np.unique(alike, axis=1, return_index=True, return_inverse=True)
+    return _tied(p, group, kind, first, width)
+
+
+def tie_kinds(problem: Problem, kind: Sequence[int]) -> TiedProblem:
+    """Every class a group of its own, those of a kind alike; the counts may be traced and are not checked.
+
+    Args:
+        problem: the model, with as many samples in every class of a kind.
+        kind: 0, 1, … of each class; every number up to the largest occurs.
+    """
+    check_unpadded(problem)
+    kinds, first = np.unique(kind, return_index=True)
+    return _tied(problem, np.arange(problem.K), np.asarray(kind), first, np.ones(len(kinds)))
+
+
+def _tied(problem: Problem, group: np.ndarray, kind: np.ndarray, first: np.ndarray, width: np.ndarray) -> TiedProblem:
+    """The reduction, given the groups, the kinds, the first class of each and how many classes its groups merge."""
+    n, sizes = problem.counts[first], np.bincount(kind) / width
+    Y = np.eye(problem.K)[:, first]
+    representatives = eqx.tree_at(lambda q: (q.Y, q.multiplicity), tie_features(problem), (Y, sizes * width * n))
     return TiedProblem(representatives, group, kind, sizes, width, n)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Problem, is_concrete, tie_features
@@ -49,17 +49,17 @@ class Spectrum(eqx.Module):
     labels: tuple[str, ...] = eqx.field(static=True)
 
     @property
-    def index(self) -> int:
-        """Number of negative eigenvalues, the Morse index."""
+    def index(self) -> int | Int[Array, ""]:
+        """Number of negative eigenvalues, the Morse index; an int unless traced, as the other counts are."""
         return self._count(self.eigenvalues < 0)
 
     @property
-    def nullity(self) -> int:
+    def nullity(self) -> int | Int[Array, ""]:
         """Number of eigenvalues that are zero to rounding; the point is degenerate where it exceeds orbit_dimension."""
         return self._count(self.eigenvalues == 0)
 
     @property
-    def orbit_dimension(self) -> int:
+    def orbit_dimension(self) -> int | Int[Array, ""]:
         """Dimension of the point's orbit under O(d) and shifts of a free bias."""
         return self._count(self.symmetry)
 
@@ -83,8 +83,10 @@ class Spectrum(eqx.Module):
         values = np.asarray(self.eigenvalues).tolist()
         return sorted(zip(values, self.multiplicities, self.labels, strict=True))
 
-    def _count(self, which: Any) -> int:
-        return sum(m for m, counted in zip(self.multiplicities, np.asarray(which), strict=True) if counted)
+    def _count(self, which: Any) -> Any:
+        xp = _namespace(self.eigenvalues)
+        count = xp.sum(xp.where(which, xp.asarray(self.multiplicities), 0))
+        return int(count) if xp is np else count
 
 
 def hessian_spectrum(problem: Problem, at: Where = "optimum") -> Spectrum:

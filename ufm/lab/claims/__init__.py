@@ -1,5 +1,5 @@
 """The registry: each published or derived statement as an executable check with its evidence."""
 
-from ufm.lab.claims import balanced, imbalanced, landscape, saddles
+from ufm.lab.claims import balanced, diagrams, imbalanced, landscape, saddles
 
-REGISTRY = (*balanced.CLAIMS, *saddles.CLAIMS, *imbalanced.CLAIMS, *landscape.CLAIMS)
+REGISTRY = (*balanced.CLAIMS, *saddles.CLAIMS, *imbalanced.CLAIMS, *landscape.CLAIMS, *diagrams.CLAIMS)

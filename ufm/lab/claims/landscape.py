@@ -18,7 +18,7 @@ from ufm.lab.claims.grid import Shape, shapes
 from ufm.lab.dense import dense_eigenvalues
 from ufm.model.problem import Params, Problem, balanced, imbalanced, init, logits, objective, tie_features
 from ufm.numerics.minimise import minimise
-from ufm.theory.atlas import Partition, coarse_etf, successive_groups
+from ufm.theory.atlas import Partition, coarse_etf, index_threshold, successive_groups
 from ufm.theory.certificate import relative_gradient
 from ufm.theory.elimination import inertia
 from ufm.theory.escape import predicted_curvature
@@ -48,7 +48,7 @@ def _dense_signs(problem: Problem, x: Params) -> tuple[int, int]:
     return int((values < -zero).sum()), int((np.abs(values) <= zero).sum())
 
 
-def _wrong(found: tuple[int, int], stated: tuple[int, int]) -> int:
+def _wrong(found: tuple[Any, Any], stated: tuple[int, int]) -> int:
     """How many eigenvalues are counted on the wrong side."""
     return abs(found[0] - stated[0]) + abs(found[1] - stated[1])
 
@@ -175,12 +175,6 @@ def index_pattern(full: bool) -> Cases:
             yield f"m={m} K={m * width} κ={factor:g}κ*", abs(index - stated)
     for m, kappa in itertools.product((1, 2) if full else (2,), LOADS):
         yield f"m={m} κ={kappa!r}", abs(_index(m, 2, kappa) - (2 * m + 1) * m)
-
-
-def index_threshold(m: int) -> float:
-    """κ*(m) for three or more groups."""
-    u = scipy.optimize.brentq(lambda u: u * (m + u) - m * (1 + u) * math.log1p(u), 1e-3, 1e3, xtol=1e-14)
-    return m / (m + u)
 
 
 def _index(m: int, width: int, kappa: float) -> int:

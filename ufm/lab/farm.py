@@ -1,0 +1,52 @@
+"""The blocks of a sweep, one after the other here or on somebody else's workers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+
+import jax
+
+from ufm.lab.grid import Block, Grid
+from ufm.lab.program import Failures, Like, Recipe, Values, run_block
+
+ATTEMPTS = 3  # for a block whose worker is lost
+Computed = Iterator[tuple[Block, Values, Failures]]
+
+
+def compute(
+    recipe: Recipe, grid: Grid, like: Like, blocks: Sequence[Block], devices: Sequence[jax.Device] | None,
+    executor: Executor | None, is_kept: Callable[[Block], bool],
+) -> Computed:  # fmt: skip
+    """Every block as soon as it is done; here, those that another process keeps meanwhile are left out."""
+
+    def task(block: Block) -> tuple:
+        return run_block, recipe, grid.shapes(block), grid.leaves_of(block), grid.size, like
+
+    if executor is not None:
+        yield from _farmed(executor, {i: task(block) for i, block in enumerate(blocks)}, blocks)
+        return
+    for block in blocks:
+        if not is_kept(block):
+            function, *arguments = task(block)
+            yield block, *function(*arguments, devices)
+
+
+def _farmed(executor: Executor, tasks: dict[int, tuple], blocks: Sequence[Block]) -> Computed:
+    """Whichever ends first, first, results before errors; what raises, as when its worker is lost, is tried again."""
+    pending = {executor.submit(*task): (i, 1) for i, task in tasks.items()}
+    try:
+        while pending:
+            for future in sorted(wait(pending, return_when=FIRST_COMPLETED).done, key=_raised):
+                i, attempt = pending.pop(future)
+                if (error := future.exception()) is None:
+                    yield blocks[i], *future.result()
+                elif isinstance(error, ValueError) or attempt == ATTEMPTS:
+                    raise error
+                else:
+                    pending[executor.submit(*tasks[i])] = i, attempt + 1
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _raised(future: Future) -> bool:
+    return future.exception() is not None
