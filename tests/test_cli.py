@@ -20,6 +20,8 @@ from ufm.model.problem import balanced
 from ufm.nets.config import TrainConfig
 from ufm.theory.optimum import balanced_minimiser, balanced_value
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 TINY = TrainConfig(limit=20, batch=10, epochs=1, width=1, d=10, regulariser="features", lam_W=5e-3)
 FLAGS = "--limit 20 --batch 10 --epochs 1 --width 1 --d 10 --regulariser features --lam-W 5e-3"
 TINY_FLAGS = FLAGS.split()
@@ -42,13 +44,14 @@ def _optimal(K=3, n=4, d=5, lam_W=5e-3, lam_H=2e-3):
 
 
 TAUGHT = {
-    "": "verify solve certify classify measure landscape train",
+    "": "verify solve certify classify measure landscape sweep train",
     "verify": "claim residual --full --no-network --out --json",
     "solve": "λ_W λ_H λ_b --counts --no-bias --seed",
     "certify": "H (d×N) features (N×d) labels balance --lam-W",
     "classify": "H (d×N) labels --lam-W --lam-H --lam-b --rigorous --seed --out --json",
     "measure": ".npz .safetensors --centre class_means",
     "landscape": "escape.png spectrum.png atlas.png network.png --saddle --hunt --network --seed --out --json",
+    "sweep": "collapse norms minority conditioning index --points --out --batch --devices --scheduler --open --json",
     "train": "--resume fashion-mnist ‖H‖² --lam-H",
 }
 

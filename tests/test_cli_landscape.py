@@ -10,6 +10,8 @@ from ufm.measure.features import Features, save_features
 from ufm.model.problem import balanced
 from ufm.theory.optimum import balanced_minimiser, balanced_value
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 SMALL_MODEL = "--K 3 --n 1 --d 3 --lam-W 0.02 --lam-H 0.02 --lam-b 0.01"
 LANDSCAPE = ["landscape", *SMALL_MODEL.split()]
 

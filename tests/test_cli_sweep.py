@@ -11,6 +11,8 @@ import xarray
 from ufm.cli import cache
 from ufm.lab import presets
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):

@@ -21,7 +21,7 @@ def test_there_are_notebooks():
 
 
 @each_notebook
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked", "hastily")
 def test_code_runs(path):
     plt.switch_backend("Agg")
     namespace = {}

@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 from ufm.lab import atlas as lab_atlas
+from ufm.lab import grid as lab_grid
+from ufm.lab import program
 from ufm.lab.census import Census, Orbit
-from ufm.lab.claims import REGISTRY, balanced, grid, imbalanced, landscape, saddles
+from ufm.lab.claims import REGISTRY, balanced, diagrams, grid, imbalanced, landscape, saddles
 from ufm.lab.claims.claim import Claim, check, claim
 from ufm.model.problem import Params
 from ufm.theory import atlas, certificate, duality, elimination, spectrum
 from ufm.theory.orbits import point_of_logits
+
+pytestmark = pytest.mark.usefixtures("hastily")  # `make verify` runs them as compiled for users
 
 
 def _of(*residuals, tolerance=1e-6):
@@ -195,7 +199,16 @@ def _remembering(f):
     return mutant
 
 
-TRACED = (certificate, duality)  # modules whose functions run compiled
+def _weighted(padded):
+    return lambda *sizes, lam_W, **settings: padded(*sizes, lam_W=lam_W * (1 + 1e-9), **settings)
+
+
+def _forget():
+    jax.clear_caches()
+    program._program.cache_clear()
+
+
+TRACED = (certificate, duality, lab_grid)  # modules whose functions run compiled
 MUTANTS = {
     "f* by 1e-9": (balanced.optimum_value, balanced, "balanced_value", _scaled(1 + 1e-9)),
     "W* by 1e-9": (balanced.optimum_certified, balanced, "balanced_minimiser", _moved(W=1 + 1e-9)),
@@ -234,6 +247,8 @@ MUTANTS = {
         landscape.other_saddles, landscape, "opposed_norm", _remembering,
     ),
     "steepest curvature by 1e-6": (landscape.steepest_alike, landscape, "predicted_curvature", _scaled(1 + 1e-6)),
+    "λ_W of padded problems by 1e-9": (diagrams.padding, lab_grid, "padded", _weighted),
+    "threshold of the diagram by 2": (diagrams.minority_diagram, diagrams, "minority_threshold", _scaled(2)),
     "the atlas's least eigenvalue by 1e-6": (
         landscape.steepest_alike, landscape, "critical_points", _points_moved(smallest_eigenvalue=1 + 1e-6),
     ),
@@ -245,12 +260,13 @@ def test_a_formula_a_little_off_is_noticed(monkeypatch, request, claim, module, 
     monkeypatch.setattr(grid, "QUICK", ((3, 2, 3, {"lam_b": 1e-2}),))
     monkeypatch.setattr(imbalanced, "COUNTS", ([10, 10, 10, 1, 1],))
     monkeypatch.setattr(saddles, "_unequal_problems", tuple)
+    monkeypatch.setattr(diagrams, "KINDS", {"free bias": {}})
     monkeypatch.setattr(landscape, "COUNTS", ([1, 1, 1],))
     monkeypatch.setattr(landscape, "EQUAL", ((3, 2, 3, {}),))
     monkeypatch.setattr(landscape, "hunt", _opposed_census)
     if module in TRACED:
-        jax.clear_caches()  # what was traced before would run unmutated, and what is traced now must not stay
-        request.addfinalizer(jax.clear_caches)
+        _forget()  # what was traced before would run unmutated, and what is traced now must not stay
+        request.addfinalizer(_forget)
     monkeypatch.setattr(module, name, mutate(getattr(module, name)))
     evidence = check(claim)
     assert not evidence.holds, evidence

@@ -228,5 +228,5 @@ def test_a_point_of_another_shape_is_refused_not_broadcast(call, name):
 
 
 def test_targets_beyond_memory_are_not_made_by_accident():
-    with pytest.raises(ValueError, match="Y a 1000×1300000 array of 10.4 GB; class_mean_problem has the same optimum"):
+    with pytest.raises(ValueError, match=r"Y a 1000×1300000 array of 10\.4 GB; class_mean_problem"):
         imbalanced([1300] * 1000, 2048, lam_W=1.0, lam_H=1.0)

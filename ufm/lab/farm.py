@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any
 
 import jax
 
@@ -32,7 +33,7 @@ def compute(
 
 def _farmed(executor: Executor, tasks: dict[int, tuple], blocks: Sequence[Block]) -> Computed:
     """Whichever ends first, first, results before errors; what raises, as when its worker is lost, is tried again."""
-    pending = {executor.submit(*task): (i, 1) for i, task in tasks.items()}
+    pending = {executor.submit(_attempt, 1, *task): (i, 1) for i, task in tasks.items()}
     try:
         while pending:
             for future in sorted(wait(pending, return_when=FIRST_COMPLETED).done, key=_raised):
@@ -42,10 +43,16 @@ def _farmed(executor: Executor, tasks: dict[int, tuple], blocks: Sequence[Block]
                 elif isinstance(error, ValueError) or attempt == ATTEMPTS:
                     raise error
                 else:
-                    pending[executor.submit(*tasks[i])] = i, attempt + 1
+                    pending[executor.submit(_attempt, attempt + 1, *tasks[i])] = i, attempt + 1
+            del future  # or else Dask computes it again when its worker is lost
     finally:
         for future in pending:
             future.cancel()
+
+
+def _attempt(number: int, function: Callable, *arguments: Any) -> Any:
+    """What the function returns; by the number Dask tells an attempt from the one before, whose error it keeps."""
+    return function(*arguments)
 
 
 def _raised(future: Future) -> bool:

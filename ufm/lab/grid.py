@@ -14,6 +14,7 @@ from ufm.model.padding import padded
 from ufm.model.problem import Problem, check_integer, class_mean_problem
 
 Block = dict[str, slice]
+LEAST = {"lam_W": "positive", "lam_H": "positive", "lam_b": "zero or positive"}  # no traced λ is checked later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +151,8 @@ def _check_axis(name: str, axis: np.ndarray) -> None:
         raise ValueError(f"{name} must be a value or a list of at least one, got shape {axis.shape}")
     if axis.dtype.kind == "f" and not np.isfinite(axis).all():
         raise ValueError(f"{name} must be finite, got {axis.tolist()}")
+    if name in LEAST and (axis < 0 if name == "lam_b" else axis <= 0).any():
+        raise ValueError(f"{name} must be {LEAST[name]}, got {axis.min()}")
     if axis.ndim and len(set(axis.tolist())) < len(axis):
         raise ValueError(f"{name} must not repeat a value, got {axis.tolist()}")
 

@@ -162,7 +162,12 @@ def _program(recipe: Recipe, shapes: Shapes, size: int, devices: tuple[jax.Devic
 
 
 class Program:
-    """A block of cells in one compiled program, split over devices; NumPy arrays in and out."""
+    """A block of cells in one compiled program, split over devices; NumPy arrays in and out.
+
+    Raises:
+        ValueError: if vmap calls LAPACK, as on a CPU. jaxlib's batched calls each hold a thread of the pool while they
+            wait for others of it, and as many calls at once as there are threads wait for ever.
+    """
 
     def __init__(self, recipe: Recipe, shapes: Shapes, size: int, devices: tuple[jax.Device, ...]) -> None:
         self.size = len(devices) * math.ceil(size / len(devices))
@@ -173,12 +178,12 @@ class Program:
         cells = PartitionSpec("cells")
         split = jax.shard_map(run, mesh=mesh, in_specs=cells, out_specs=cells, check_vma=False)
         points = self._points({name: np.zeros(1, kind) for name, kind in recipe.leaves})
-        self.compiled = jax.jit(split).lower(points).compile()
-
-    @property
-    def calls_lapack(self) -> bool:
-        """Whether the program calls LAPACK, as on a CPU."""
-        return "lapack_" in (self.compiled.as_text() or "")
+        lowered = jax.jit(split).lower(points)
+        if recipe.method == "vmap" and "lapack_" in lowered.as_text():
+            raise ValueError(
+                "vmap would batch calls of LAPACK, which on a CPU can wait for each other; use method='map'"
+            )
+        self.compiled = lowered.compile()
 
     def _points(self, cells: Cells) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cells' numbers and leaves, the last cell repeated up to the compiled size."""
@@ -192,19 +197,13 @@ class Program:
 
 
 def measure_methods(recipe: Recipe, shapes: Shapes, cells: Cells, size: int, devices: Any = None) -> dict[str, float]:
-    """Seconds that each compiled method takes for a block, compilation aside; those that fail are left out.
-
-    On a CPU so is a vmap that calls LAPACK: jaxlib's batched calls each hold a thread of the pool while they wait for
-    others of it, and as many calls at once as threads wait for ever.
-    """
+    """Seconds that each compiled method takes for a block, compilation aside; those that fail are left out."""
     seconds = {}
     devices = tuple(devices or jax.local_devices())
     with jax.enable_x64(recipe.x64):
         for method in COMPILED:
             program = _program(dataclasses.replace(recipe, method=method), shapes, size, devices)
-            if isinstance(program, Exception) or (method == "vmap" and program.calls_lapack):
-                continue
-            if isinstance(_attempt(program, cells), Exception):
+            if isinstance(program, Exception) or isinstance(_attempt(program, cells), Exception):
                 continue
             start = time.perf_counter()
             program(cells)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,6 +26,7 @@ from ufm.lab.store import FILL, Memory, Output, Store, open_store
 if TYPE_CHECKING:
     from xarray import Dataset
 
+PLAIN = bool | int | float | complex | str | np.ndarray | jax.Array  # globals that tell one function from another
 SHOWN = 1000  # failures that the attributes name
 STATUS = Output((), np.dtype("int8"), (), {"flag_values": [0, 1, 2, 3], "flag_meanings": "missing done nan raised"})
 AXES = {
@@ -110,13 +112,20 @@ def _recipe(cell: Callable, make: Callable, g: Grid, method: str | None) -> Reci
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     fixed = g.fixed if g.largest is None else g.fixed | {"largest": g.largest}
     leaves = tuple((name, g.axes[name].dtype.name) for name in g.leaves)
-    token = _token(cell, make, *(f"{name}={_label(x)}" for name, x in sorted(fixed.items())))
-    return Recipe(cell, make, fixed, leaves, method or "", bool(jax.config.read("jax_enable_x64")), token)
+    about = [_identity(cell), _identity(make), *(f"{name}={_label(x)}" for name, x in sorted(fixed.items()))]
+    return Recipe(
+        cell, make, fixed, leaves, method or "", bool(jax.config.read("jax_enable_x64")), _token(cell, make, *about)
+    )
+
+
+def _token(cell: Callable, make: Callable, *about: str) -> str:
+    """An identity for all sweeps of the same functions and settings, which share compiled programs."""
+    shared = all(isinstance(f, FunctionType | type | functools.partial) for f in (cell, make))  # objects can change
+    return _shared_token(cell, make, *about) if shared else uuid.uuid4().hex
 
 
 @functools.lru_cache
-def _token(*_: Any) -> str:
-    """An identity for all sweeps of the same function objects and settings, which share compiled programs."""
+def _shared_token(*_: Any) -> str:
     return uuid.uuid4().hex
 
 
@@ -174,16 +183,17 @@ def _label(x: Any) -> Any:
 
 
 def _identity(function: Any) -> str:
-    """A function's name with the digest of its source and of what it is bound to or closes over."""
+    """A function's name with the digest of its source and of what it is bound to, closes over or names globally."""
     if isinstance(function, functools.partial):
         bound = [*map(_label, function.args), *(f"{k}={_label(v)}" for k, v in sorted(function.keywords.items()))]
         return f"{_identity(function.func)}({', '.join(map(str, bound))})"
     name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     try:
-        source, closed = inspect.getsource(function), inspect.getclosurevars(function).nonlocals
+        source, (nonlocals, globals_, *_) = inspect.getsource(function), inspect.getclosurevars(function)
     except (OSError, TypeError):  # built in, or typed at a prompt
         return name
-    content = source + "".join(f"{k}={_inner(v)}" for k, v in sorted(closed.items()))
+    seen = {**nonlocals, **{name: x for name, x in globals_.items() if isinstance(x, PLAIN)}}
+    content = source + "".join(f"{k}={_inner(v)}" for k, v in sorted(seen.items()))
     return f"{name}:{hashlib.blake2b(content.encode(), digest_size=8).hexdigest()}"
 
 
