@@ -50,9 +50,11 @@ def flatten(params: Params) -> np.ndarray:
     return np.concatenate([np.ravel(part) for part in (params.W, params.H, params.b)])
 
 
-def solve_by_scipy(fun: NumpyObjective, x: np.ndarray, *, steps: int, memory: int) -> list[np.ndarray]:
-    """Where SciPy's L-BFGS-B is after so many steps: W, H, b."""
-    options = {"maxiter": steps, "maxfun": 10**9, "ftol": 0, "gtol": 0, "maxcor": memory}
+def solve_by_scipy(
+    fun: NumpyObjective, x: np.ndarray, *, steps: int, memory: int, tol: float = 0.0
+) -> list[np.ndarray]:
+    """Where SciPy's L-BFGS-B is after so many steps, or once |∇f| ≤ tol: W, H, b."""
+    options = {"maxiter": steps, "maxfun": 10**9, "ftol": 0, "gtol": tol, "maxcor": memory}
     return fun.split(minimize(fun, x, jac=True, method="L-BFGS-B", options=options).x)
 
 

@@ -33,11 +33,11 @@ def compare_descents(K: int, n: int, d: int, lam_W: float, lam_H: float, steps: 
 
 def descend(problem: Problem, start: Params, *, steps: int) -> list[jax.Array]:
     """Where steps of size η lead: W, H, b."""
-    return jax.block_until_ready(jax.tree.leaves(_descend(problem, start, steps)))
+    return jax.block_until_ready(jax.tree.leaves(descent(problem, start, steps)))
 
 
 @partial(jax.jit, static_argnums=2)
-def _descend(problem: Problem, start: Params, steps: int) -> Params:
+def descent(problem: Problem, start: Params, steps: int) -> Params:
     gradient = jax.grad(partial(objective, problem))
 
     def step(x: Params, _: None) -> tuple[Params, None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 from threadpoolctl import threadpool_info
 from tqdm import tqdm
@@ -19,7 +20,9 @@ from benchmarks.curvature import compare_counts, compare_ends
 from benchmarks.descend import compare_descents
 from benchmarks.imbalanced import compare_optima
 from benchmarks.race import CORES, HAS_TORCH, Row
+from benchmarks.scale import apart, compare_compiling, compare_growth, compare_resuming, here
 from benchmarks.solve import compare_solvers
+from benchmarks.sweeps import CLOSED, OPTIMA, compare_descent_sweeps, compare_optimum_sweeps, through_threshold
 from ufm.lab.records import as_json, provenance, write_json
 
 LAMBDAS = (5e-3, 5e-5), (5e-4, 1e-5)
@@ -30,7 +33,7 @@ HEADER = ("threads", "seconds", "steps", "f − f*", "prepare", "theirs/ours")
 class Config:
     """Wall times of ufm beside those of what one would pick instead, all in float64; a ratio above 1: ufm is ahead.
 
-    It takes about a quarter of an hour, most of it in CVXPY at K = 100.
+    It takes about twenty minutes, most of it in CVXPY at K = 100.
     """
 
     quick: bool = False
@@ -77,6 +80,10 @@ def _cell(value: Any, form: str) -> str:
 
 
 def _comparisons(config: Config) -> list[Callable[[], list[Row]]]:
+    return [*_of_single_runs(config), *_of_sweeps(config)]
+
+
+def _of_single_runs(config: Config) -> list[Callable[[], list[Row]]]:
     size, steps, repeats, Ks = ((3, 4, 3), 20, 2, (3,)) if config.quick else ((10, 100, 20), 1000, 15, (10, 50, 100))
     return [
         *(partial(compare_solvers, *size, *lams, repeats) for lams in LAMBDAS[: 1 if config.quick else None]),
@@ -86,6 +93,23 @@ def _comparisons(config: Config) -> list[Callable[[], list[Row]]]:
         partial(
             compare_ends, *((3, 4, 4) if config.quick else (100, 20, 128)), 5e-3, 5e-5, places=1 if config.quick else 4
         ),
+    ]
+
+
+def _of_sweeps(config: Config) -> list[Callable[[], list[Row]]]:
+    if config.quick:
+        return [
+            partial(compare_descent_sweeps, 3, 4, 3, np.geomspace(1e-3, 1e-2, 2), 20, 2),
+            partial(compare_optimum_sweeps, CLOSED, (2, 3), through_threshold(3), 4, 3, 2),
+            partial(compare_growth, [(1, 3)], here),
+            partial(compare_resuming, (1, 3), here),
+        ]
+    return [
+        partial(compare_descent_sweeps, 10, 100, 20, np.geomspace(1e-5, 5e-3, 16), 1000, 3),
+        partial(compare_optimum_sweeps, OPTIMA, (2, 5, 10, 20), through_threshold(64), 10, 20, 5),
+        partial(compare_growth, [(10 ** (p // 2), 10 ** (p - p // 2)) for p in range(1, 6)], apart),
+        partial(compare_resuming, (1000, 1000), apart),
+        partial(compare_compiling, range(2, 22), 50, apart),
     ]
 
 
@@ -100,4 +124,5 @@ def _rivals() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", CORES)  # as the command line does for sweeps
     main(tyro.cli(Config, prog="python -m benchmarks.run"))

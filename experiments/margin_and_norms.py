@@ -25,6 +25,7 @@ def main(config: Config) -> Path:
     """Assert that all three are the closed form's to 1e-6 where the optimum is not the origin; draw."""
     jax.config.update("jax_enable_x64", True)
     found = PRESETS["norms"].sweep(config.points, store=config.out)
+    assert (found.status == 1).all()
     alive = found.K * found.lam * np.sqrt(10) < 0.999
     for name in ("margin_mean", "w_norm2_mean", "h_norm2_mean"):
         error = abs(found[name] / found[f"predicted_{name}"] - 1)

@@ -25,9 +25,10 @@ def main(config: Config) -> Path:
     """Assert that every optimum is certified and minority classes merge exactly from the threshold on; draw."""
     jax.config.update("jax_enable_x64", True)
     found = PRESETS["minority"].sweep(config.points, store=config.out)
+    assert (found.status == 1).all()
     n, R = 500, found.R
     load = found.lam * 5 * n * (1 + 1 / R) / np.sqrt(n / R)
-    assert float(found.gap.max()) < 1e-10
+    assert float(abs(found.gap / found.value).max()) < 1e-11
     assert ((found.minority_margin > 1e-5) == (load < 1)).where(abs(load - 1) > 1e-3, True).all()
     draw_diagram("minority", found, config.out / "minority.png")
     return config.out

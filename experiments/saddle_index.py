@@ -26,6 +26,7 @@ def main(config: Config) -> Path:
     """Assert the index on either side of κ*(m); draw."""
     jax.config.update("jax_enable_x64", True)
     found = PRESETS["index"].sweep(config.points, store=config.out)
+    assert (found.status == 1).all()
     K, d = 12, 16
     for m in found["groups"].values:
         above = found["load"] > (index_threshold(int(m)) if 3 <= m < K else 1.0)

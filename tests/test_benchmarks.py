@@ -1,6 +1,8 @@
 """The comparisons run, and every contender does the same job; their times are nobody's theorem."""
 
 import json
+import pathlib
+import resource
 import time
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+from benchmarks import scale, sweeps
 from benchmarks.by_numpy import NumpyObjective, descend_by_numpy, flatten
 from benchmarks.curvature import COUNTERS
 from benchmarks.descend import ETA, descend
@@ -15,7 +18,7 @@ from benchmarks.imbalanced import ACCURATE, ATTEMPTS
 from benchmarks.race import HAS_TORCH, Contender, fewest_steps, race
 from benchmarks.run import Config, main
 from benchmarks.solve import SCIPY, TARGET, TORCH
-from ufm import balanced, init, objective
+from ufm import Params, balanced, init, objective, optimal_value
 
 TOL = 1e-12  # relative: sums of a few hundred terms in float64
 
@@ -54,6 +57,74 @@ def test_the_pytorch_descent_leads_there_too(problem, start):
         np.testing.assert_allclose(a, b, rtol=TOL, atol=TOL)
 
 
+@pytest.mark.parametrize("cell", sweeps.DESCENTS.values())
+def test_swept_descents_lead_where_every_loop_leads(cell):
+    lams = np.array([1e-3, 2e-2])
+    problems = [balanced(3, 4, 3, lam_W=lam, lam_H=lam) for lam in lams]
+    others = sweeps.descend_by_others(problems, 30)
+    assert len(others) == 1 + 2 * HAS_TORCH
+    ours = [jax.tree.leaves(cell(problem, steps=30)) for problem in problems]
+    for theirs in (other() for other in others.values()):
+        for point, expected in zip(ours, theirs, strict=True):
+            for a, b in zip(point, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=TOL, atol=TOL)
+
+
+@pytest.mark.parametrize("load", [0.3, 1.0, 1.7])
+def test_others_get_the_problem_that_the_padded_sweep_has(load):
+    ours = sweeps.at_load(K=3, load=load, n=4, d=5, largest=6)
+    x = init(ours, jax.random.key(0))
+    value, _ = NumpyObjective(sweeps.mean_problem(3, load, 4, 5))(flatten(Params(x.W[:3], x.H[:, :3], x.b[:3])))
+    assert value == pytest.approx(float(objective(ours, x)), rel=TOL)
+
+
+def test_the_loads_have_the_threshold_among_them():
+    loads = sweeps.through_threshold(64)
+    assert len(set(loads)) == 64
+    assert 1.0 in loads
+
+
+def test_beginning_computes_nothing_and_resuming_only_what_is_missing(tmp_path, monkeypatch, hastily):
+    monkeypatch.setattr(scale, "certified", lambda problem: {"value": optimal_value(problem)})
+    store = tmp_path / "store"
+    scale.grow((2, 600), store)
+    marks = {mark.name: mark.stat().st_mtime_ns for mark in (store / "done").iterdir()}
+    assert len(marks) == 2
+    lost, kept = marks
+    (store / "done" / lost).unlink()
+    scale.begin((2, 600), store)
+    assert [mark.name for mark in (store / "done").iterdir()] == [kept]
+    scale.grow((2, 600), store)
+    assert (store / "done" / lost).exists()
+    assert (store / "done" / kept).stat().st_mtime_ns == marks[kept]
+
+
+def test_compilations_are_counted_as_long_as_one_asks():
+    with scale.counting_compilations() as counts:
+        jax.jit(lambda x: 3 * x + 1.25)(np.ones(7)).block_until_ready()
+    assert counts["programs"] == 1
+    assert counts["compiling"] > 0
+    jax.jit(lambda x: 3 * x + 2.25)(np.ones(7)).block_until_ready()
+    assert counts["programs"] == 1
+
+
+def test_padding_saves_compilations(monkeypatch, hastily):
+    monkeypatch.setattr(scale, "certified", lambda problem: {"value": optimal_value(problem)})
+    rows = scale.compare_compiling(range(2, 6), 2, scale.here)
+    compiled = {row.contender: int(row.note.split()[0]) for row in rows}
+    assert 1 <= compiled["padded"] <= 2
+    assert 4 <= compiled["a program for every K"] <= 5
+    assert rows[0].ratio == 1
+
+
+def test_the_peak_of_memory_is_between_what_is_held_and_what_the_system_counted():
+    resident = pathlib.Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("no /proc here")
+    held = int(resident.read_text().split()[1]) * resource.getpagesize() / 2**20
+    assert 0.99 * held <= scale.peak_memory() <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def test_a_quick_run_reaches_what_it_states_and_records_what_made_it(tmp_path, hastily):
     record = json.loads(main(Config(quick=True, record=tmp_path / "quick.json")).read_text())
     assert {"command", "blas", "rivals", "versions", "machine", "device", "revision", "quick"} <= record.keys()
@@ -61,16 +132,19 @@ def test_a_quick_run_reaches_what_it_states_and_records_what_made_it(tmp_path, h
     for name, most in most_error().items():
         assert -TOL <= timed[name]["error"] <= most, name
         assert timed[name]["ratio"] > 0
+    for name in sweeps.CLOSED:
+        assert float(timed[f"ufm.sweep of {name}"]["note"].split()[-1]) < TOL
+    assert timed["resumed, finished"]["prepare"] == 0
     missing = [row["note"] for row in record["rows"] if row["seconds"] is None]
-    assert missing == ["torch not installed"] * 2 * (not HAS_TORCH) + ["not installed"] * [*COUNTERS.values()].count(
-        None
-    )
+    lacking = ["not installed"] * [*COUNTERS.values()].count(None) + ["torch not installed"] * 5 * (not HAS_TORCH)
+    assert sorted(missing) == lacking
 
 
 def most_error():
     """What each was asked for; SCS bounds residuals, so its objective is granted a multiple of them."""
     solvers = ["ufm.minimise", SCIPY, *[TORCH] * HAS_TORCH]
-    asked = dict.fromkeys(solvers, TARGET) | {"ufm.global_minimiser": 1e-9}
+    asked = dict.fromkeys(solvers, TARGET) | {"ufm.global_minimiser": 1e-9, sweeps.SCIPY_LOOP: TARGET}
+    asked |= {f"ufm.sweep of {name}": TOL for name in sweeps.CLOSED}
     scs, tight, clarabel = ATTEMPTS
     return asked | {scs: 1e-4, tight: ACCURATE, clarabel: ACCURATE}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,8 @@ def _small(monkeypatch):
 def test_a_picture_with_its_folder_and_where_compiled_programs_lie(ufm):
     status, said, complaint = ufm("sweep", "conditioning", "--points", 5, "--out", "new")
     assert (status, complaint) == (0, "")
-    assert "10 cells, 0 failed" in said
+    assert "10 cells by " in said
+    assert "0 failed" in said
     assert "new/conditioning.png" in said
     assert "compiled programs: " in said
     found = xarray.open_zarr("new/grid.zarr", consolidated=False)
@@ -58,6 +60,7 @@ def test_a_second_run_finds_all_done_and_draws_again(ufm, tmp_path):
 )
 def test_bad_input_is_one_line(ufm, tmp_path, arguments, says):
     (tmp_path / "work" / "taken").mkdir()
+    (tmp_path / "work" / "taken" / "file").touch()
     status, said, complaint = ufm("sweep", *arguments)
     assert (status, said) == (2, "")
     assert says in complaint
@@ -82,10 +85,17 @@ def test_the_cache_is_the_users_unless_the_environment_names_one(monkeypatch, tm
     kept = {"jax_compilation_cache_dir": None}
     monkeypatch.setattr(cache, "jax", SimpleNamespace(config=SimpleNamespace(values=kept, update=kept.__setitem__)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache.use_cache()
-    assert folder.parent == tmp_path / "ufm"
+    assert Path(cache.use_cache()).parent == tmp_path / "ufm"
     kept["jax_compilation_cache_dir"] = "elsewhere"
-    assert str(cache.use_cache()) == "elsewhere"
+    assert cache.use_cache() == "elsewhere"
+
+
+def test_no_cache_where_no_folder_can_be_made(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    kept = {"jax_compilation_cache_dir": None}
+    monkeypatch.setattr(cache, "jax", SimpleNamespace(config=SimpleNamespace(values=kept, update=kept.__setitem__)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache.use_cache() is None
 
 
 def test_numbers_are_those_of_the_closed_form(ufm):

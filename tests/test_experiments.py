@@ -24,6 +24,7 @@ TINY = {
     "escape": {"K": 4, "groups": 2, "n": 1, "d": 4},
     "network": {"run": Path("network")},
     "saddle_hunt": {"K": 2, "dimensions": (2,), "loads": (0.1,), "starts": 3},
+    "scaling": {"equal": ((3, 4),), "unequal": (), "features": ((3, 4, 12),), "streams": ((3, 4, 12),), "cells": ()},
     "spectrum": {"K": 4, "n": 2, "d": 4, "groups": 2},
 }
 SWEPT = {
@@ -39,6 +40,7 @@ FIGURE = SWEPT | {
     "escape": "escape",
     "network": "network",
     "saddle_hunt": "census",
+    "scaling": "scaling",
     "spectrum": "spectrum",
 }
 

@@ -18,6 +18,8 @@ from ufm.theory.certificate import Verdict, certify
 from ufm.theory.elimination import inertia
 from ufm.theory.spectrum import hessian_spectrum
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 CASES = {
     "balanced": lambda: balanced(5, 1, 5, lam_W=5e-3, lam_H=5e-3, lam_b=5e-3),
     "free bias": lambda: balanced(5, 2, 5, lam_W=8e-3, lam_H=2e-3),

@@ -19,6 +19,8 @@ from ufm.theory.atlas import coarse_etf
 from ufm.theory.certificate import Verdict
 from ufm.theory.spectrum import hessian_spectrum
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 LAMBDAS = {"lam_W": 5e-3, "lam_H": 2e-3}
 KEY = jax.random.key(0)
 EQUAL = balanced(4, 2, 4, **LAMBDAS)

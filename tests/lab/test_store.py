@@ -205,7 +205,6 @@ OTHERS = {
     "cell": {"swept": other_cell},
     "make": {"make": lambda **settings: settings},
     "block": {"batch_size": 5},
-    "method": {"method": "map"},
 }
 
 
@@ -223,14 +222,19 @@ def test_another_precision_is_refused(copy):
         run(copy)
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{}", "{", '{"cell": "f"}'])
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"cell": "f"}'])
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path, content):
     (tmp_path / "something").mkdir()
-    if content is not None:
-        (tmp_path / "something" / "config.json").write_text(content)
+    (tmp_path / "something" / "config.json").write_text(content)
     with pytest.raises(ValueError, match="something") as caught:
         run(tmp_path / "something")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder_is_taken(tmp_path, whole):
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "empty")
+    assert files(tmp_path / "empty") == files(whole)
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -256,8 +260,11 @@ def test_padded_and_compiled_sweeps_go_on_by_the_method_they_were_made_with(tmp_
     assert files(tmp_path / "store") == before
     xarray.testing.assert_equal(resumed.load(), made)
     np.testing.assert_allclose(made.value, np.outer([2, 3, 5], np.sqrt([0.01, 0.02])), rtol=1e-15)
-    with pytest.raises(ValueError, match="another fixed;"):
+    with pytest.raises(ValueError, match="another cell, fixed;"):
         sweep(classes, grid, store=tmp_path / "store", batch_size=2)
+    other = {"vmap": "map", "map": "vmap"}[json.loads(made.settings)["method"]]
+    with pytest.raises(ValueError, match="another method;"):
+        sweep(classes, grid, pad=True, store=tmp_path / "store", batch_size=2, method=other)
 
 
 def child(*command):

@@ -29,7 +29,7 @@ BAD = {
     "no batch": ({}, {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     "an unknown method": ({}, {"method": "fast"}, "method must be one of vmap, map, python, got 'fast'"),
     "padding without K": ({}, {"pad": True}, "pad=True needs an axis K"),
-    "padding with K's that are no integers": ({"K": [2.0, 3.0]}, {"pad": True}, "pad=True needs an axis K of integers"),
+    "padding with K's that are no integers": ({"K": [2.0, 3.0]}, {"pad": True}, "K must be integers"),
     "nothing that varies": ({"lam_W": 0.1}, {}, "at least one axis"),
     "a setting that is missing": ({"n": None}, {}, "cell fails at every shape .* Type"),
     "a setting unknown": ({"lam": 0.1}, {}, "cell fails at every shape .* 'lam'"),

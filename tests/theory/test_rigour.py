@@ -197,14 +197,14 @@ def test_any_candidate_gives_a_true_bound(monkeypatch):
                 assert number(c.gap) <= excess + Decimal("1e-8")
 
 
-def testrebalancing_takes_the_surplus_off_and_keeps_probabilities():
+def test_rebalancing_takes_the_surplus_off_and_keeps_probabilities():
     rng = np.random.default_rng(0)
     problem = Problem(np.eye(4)[:, [0, 1, 2, 3, 3, 1]], rng.uniform(0.1, 3, 6), CrossEntropy(), 1, 1, 0, 3, True)
     model = rigour._exact_model(problem)
     for _ in range(20):
         surplus = balls.exact(rng.normal(size=4))
         surplus -= np.sum(surplus) / 4
-        moved = rigour.rebalancing(model, surplus)
+        moved = rigour._rebalancing(model, surplus)
         assert all(abs(x) < arb(1e-12) for x in [*np.sum(moved, axis=0), *(model.mean(moved) + surplus)])
         wrong = np.where(problem.Y == 1, balls.exact(np.zeros((4, 6))), moved)
         assert all(x >= 0 for x in wrong.flat)

@@ -57,7 +57,9 @@ class Sweep:
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)}")
         with contextlib.suppress(RuntimeError):  # devices are known already, as in a notebook
             jax.config.update("jax_num_cpu_devices", self.devices)
-        folder = self.out or Path("runs") / f"sweep-{self.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = (self.out and self.out.expanduser()) or Path(
+            "runs"
+        ) / f"sweep-{self.preset}-{datetime.now():%Y%m%d-%H%M%S}"
         preset = PRESETS[self.preset]
         with _workers(self.scheduler) as executor:
             found = preset.sweep(self.points, store=folder, batch_size=self.batch, executor=executor)
@@ -66,8 +68,8 @@ class Sweep:
         if self.json:
             print(json.dumps({"folder": str(folder), "figure": str(figure), **summary}))
         else:
-            print(f"{preset.title}\n{summary['cells']} cells, {summary['failed']} failed")
-            print(f"{found}\n\nfigure: {figure}\ncompiled programs: {use_cache()}")
+            print(f"{preset.title}\n{summary['cells']} cells by {summary['method']}, {summary['failed']} failed")
+            print(f"{found}\n\nfigure: {figure}\ncompiled programs: {use_cache() or 'no folder can be made for them'}")
         if self.open:
             webbrowser.open(figure.absolute().as_uri())
         return 0

@@ -61,7 +61,8 @@ def _pieces(batches: Batches, tied: Problem) -> Iterator[Piece]:
     counts, seen = np.asarray(tied.counts), np.zeros(tied.K)
     for H, labels in batches() if callable(batches) else batches:
         H, labels = np.asarray(H), np.asarray(labels).astype(np.intp)
-        seen += np.bincount(labels, minlength=tied.K)
+        found = np.bincount(labels, minlength=tied.K)
+        seen += found[: tied.K] if found.size == tied.K else np.nan
         for start in range(0, labels.size, CHUNK):
             yield _padded(H[:, start : start + CHUNK], labels[start : start + CHUNK])
     if (seen != counts).any():

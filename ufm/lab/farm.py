@@ -10,6 +10,7 @@ from ufm.lab.grid import Block, Grid
 from ufm.lab.program import Failures, Like, Recipe, Values, run_block
 
 ATTEMPTS = 3  # for a block whose worker is lost
+OUTSTANDING = 256  # blocks that the executor has at a time
 Computed = Iterator[tuple[Block, Values, Failures]]
 
 
@@ -23,7 +24,8 @@ def compute(
         return run_block, recipe, grid.shapes(block), grid.leaves_of(block), grid.size, like
 
     if executor is not None:
-        yield from _farmed(executor, {i: task(block) for i, block in enumerate(blocks)}, blocks)
+        _check_spawned(executor)
+        yield from _farmed(executor, task, blocks)
         return
     for block in blocks:
         if not is_kept(block):
@@ -31,19 +33,30 @@ def compute(
             yield block, *function(*arguments, devices)
 
 
-def _farmed(executor: Executor, tasks: dict[int, tuple], blocks: Sequence[Block]) -> Computed:
+def _check_spawned(executor: Executor) -> None:
+    """Refuse forked processes, in which JAX's threads, started here already, are missing: they would wait for ever."""
+    context = getattr(executor, "_mp_context", None)
+    if context is not None and context.get_start_method() == "fork":
+        raise ValueError("executor must spawn its processes: mp_context=multiprocessing.get_context('spawn')")
+
+
+def _farmed(executor: Executor, task: Callable[[Block], tuple], blocks: Sequence[Block]) -> Computed:
     """Whichever ends first, first, results before errors; what raises, as when its worker is lost, is tried again."""
-    pending = {executor.submit(_attempt, 1, *task): (i, 1) for i, task in tasks.items()}
+    waiting = [(block, 1) for block in reversed(blocks)]
+    pending: dict[Future, tuple[Block, int]] = {}
     try:
-        while pending:
+        while waiting or pending:
+            while waiting and len(pending) < OUTSTANDING:
+                block, attempt = waiting.pop()
+                pending[executor.submit(_attempt, attempt, *task(block))] = block, attempt
             for future in sorted(wait(pending, return_when=FIRST_COMPLETED).done, key=_raised):
-                i, attempt = pending.pop(future)
+                block, attempt = pending.pop(future)
                 if (error := future.exception()) is None:
-                    yield blocks[i], *future.result()
+                    yield block, *future.result()
                 elif isinstance(error, ValueError) or attempt == ATTEMPTS:
                     raise error
                 else:
-                    pending[executor.submit(_attempt, attempt + 1, *tasks[i])] = i, attempt + 1
+                    waiting.append((block, attempt + 1))
             del future  # or else Dask computes it again when its worker is lost
     finally:
         for future in pending:

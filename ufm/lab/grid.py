@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ufm.lab.program import SEED, Shapes
@@ -14,6 +13,7 @@ from ufm.model.padding import padded
 from ufm.model.problem import Problem, check_integer, class_mean_problem
 
 Block = dict[str, slice]
+SIZES = ("K", "n", "d")
 LEAST = {"lam_W": "positive", "lam_H": "positive", "lam_b": "zero or positive"}  # no traced λ is checked later
 
 
@@ -130,7 +130,7 @@ def make_grid(axes: Mapping[str, Any], *, batch_size: int, pad: bool) -> Grid:
 
 
 def _varies(given: Any) -> bool:
-    return isinstance(given, list | range) or (isinstance(given, np.ndarray | jax.Array) and given.ndim > 0)
+    return isinstance(given, list | range) or (hasattr(given, "__array__") and np.ndim(given) > 0)
 
 
 def _axis(name: str, given: Any) -> np.ndarray:
@@ -142,15 +142,21 @@ def _axis(name: str, given: Any) -> np.ndarray:
         axis[:] = list(given)
     else:
         axis = np.asarray(given)
+        if axis.dtype.kind == "U" and not all(isinstance(x, str) for x in given):
+            raise ValueError(f"{name} must be values of one kind, got {list(given)}")
     _check_axis(name, axis)
-    return axis.astype(float) if axis.dtype.kind == "f" else axis
+    return axis.astype(float) if axis.dtype.kind == "f" or name in LEAST else axis
 
 
 def _check_axis(name: str, axis: np.ndarray) -> None:
+    if name in SIZES and axis.dtype.kind != "i":
+        raise ValueError(f"{name} must be integers, got {axis.tolist()}")
     if axis.ndim > 1 or axis.size == 0:
         raise ValueError(f"{name} must be a value or a list of at least one, got shape {axis.shape}")
     if axis.dtype.kind == "f" and not np.isfinite(axis).all():
         raise ValueError(f"{name} must be finite, got {axis.tolist()}")
+    if name in LEAST and axis.dtype.kind not in "fi":
+        raise ValueError(f"{name} must be numbers, got {axis.tolist()}")
     if name in LEAST and (axis < 0 if name == "lam_b" else axis <= 0).any():
         raise ValueError(f"{name} must be {LEAST[name]}, got {axis.min()}")
     if axis.ndim and len(set(axis.tolist())) < len(axis):
@@ -172,6 +178,8 @@ def problem_at(
     lam_b: Any = 0.0, use_bias: bool = True, largest: int | None = None,
 ) -> Problem:  # fmt: skip
     """The class-mean problem with these settings: one column a class, the optimum of all samples (THEORY 8.2)."""
+    if counts is not None and (K is not None or n is not None or largest is not None):
+        raise ValueError("counts say what K and n are, and cannot be padded; give K and n, or counts")
     lams = {"lam_W": lam_W, "lam_H": lam_H, "lam_b": lam_b, "use_bias": use_bias}
     if largest is not None:
         return padded(K, n, d, largest=largest, **lams)

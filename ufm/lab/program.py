@@ -16,6 +16,7 @@ COMPILED = ("vmap", "map")
 METHODS = (*COMPILED, "python")
 DONE, NOT_FINITE, RAISED = 1, 2, 3
 SEED = "seed"
+REPEATS, SHORT = 5, 0.1  # runs of a block when methods are compared, and the seconds after which one is enough
 
 Shapes = tuple[tuple[str, Any], ...]
 Cells = dict[str, np.ndarray]
@@ -60,16 +61,9 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, parts)) or "value"
 
 
-def _first(cells: Cells) -> dict[str, Any]:
+def first_cell(cells: Cells) -> dict[str, Any]:
+    """The leaves of the first of some cells as plain numbers."""
     return {name: values[0].item() for name, values in cells.items()}
-
-
-def outputs_like(recipe: Recipe, shapes: Shapes, cells: Cells) -> Like:
-    """Shape and dtype of every output of a cell, whatever error the cell raises."""
-    with jax.enable_x64(recipe.x64):
-        if recipe.method == "python":
-            return {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in recipe.at(shapes, _first(cells)).items()}
-        return jax.eval_shape(functools.partial(recipe.at, shapes), {k: jnp.asarray(x[0]) for k, x in cells.items()})
 
 
 def run_block(
@@ -124,7 +118,7 @@ def error_text(error: Exception) -> str:
 
 
 def _by_itself(recipe: Recipe, shapes: Shapes, cell: Cells) -> Values:
-    return {name: np.asarray(x)[None] for name, x in recipe.at(shapes, _first(cell)).items()}
+    return {name: np.asarray(x)[None] for name, x in recipe.at(shapes, first_cell(cell)).items()}
 
 
 def _judged(results: list[Values | Exception], like: Like, shapes: Shapes) -> tuple[Values, Failures]:
@@ -197,15 +191,25 @@ class Program:
 
 
 def measure_methods(recipe: Recipe, shapes: Shapes, cells: Cells, size: int, devices: Any = None) -> dict[str, float]:
-    """Seconds that each compiled method takes for a block, compilation aside; those that fail are left out."""
-    seconds = {}
+    """Seconds that each compiled method takes for a block, compilation aside; those that fail are left out.
+
+    If only one compiles, it is not run: there is nothing to choose.
+    """
     devices = tuple(devices or jax.local_devices())
     with jax.enable_x64(recipe.x64):
-        for method in COMPILED:
-            program = _program(dataclasses.replace(recipe, method=method), shapes, size, devices)
-            if isinstance(program, Exception) or isinstance(_attempt(program, cells), Exception):
-                continue
-            start = time.perf_counter()
-            program(cells)
-            seconds[method] = time.perf_counter() - start
-    return seconds
+        methods = {name: _program(dataclasses.replace(recipe, method=name), shapes, size, devices) for name in COMPILED}
+        programs = {name: program for name, program in methods.items() if not isinstance(program, Exception)}
+        if len(programs) < 2:
+            return dict.fromkeys(programs, math.nan)
+        timed = {name: _attempt(_seconds, program, cells) for name, program in programs.items()}
+    return {name: x for name, x in timed.items() if not isinstance(x, Exception)}
+
+
+def _seconds(program: "Program", cells: Cells) -> float:
+    """What a run takes; the least of several where it is short, since a first run is slower."""
+    taken: list[float] = []
+    while len(taken) < REPEATS and sum(taken) < SHORT:
+        start = time.perf_counter()
+        program(cells)
+        taken.append(time.perf_counter() - start)
+    return min(taken)

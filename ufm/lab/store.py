@@ -111,7 +111,9 @@ class Store:
         """All outputs over the grid, read when they are asked for."""
         import xarray
 
-        return xarray.open_zarr(self.folder / "grid.zarr", chunks=None, consolidated=False)[list(self.outputs)]
+        path, axes = self.folder / "grid.zarr", list(self.grid.axes)
+        kept = xarray.open_zarr(path, chunks=None, consolidated=False, drop_variables=axes)[list(self.outputs)]
+        return kept.assign_coords(coordinates.coords)
 
     def _mark(self, block: Block) -> Path:
         return self.folder / "done" / f"{'-'.join(map(str, self.grid.place(block)))}.json"
@@ -128,20 +130,28 @@ class Store:
             yield self.folder / "grid.zarr" / name / array.metadata.encode_chunk_key(place)
 
 
+def is_free(folder: Path) -> bool:
+    """Whether there is nothing under that name, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def open_store(
-    folder: Path, grid: Grid, settings: Mapping[str, Any], coordinates: "Dataset", outputs: Outputs
-) -> Store:
-    """The store of a sweep with these settings, made if there is none.
+    folder: Path, grid: Grid, settings: Mapping[str, Any], coordinates: "Dataset", outputs: Outputs, *, any_method: bool
+) -> tuple[Store, str]:
+    """The store of a sweep with these settings, made if there is none, and the method it was made with.
+
+    If any method will do, two processes may have chosen differently: the one whose store is there first decides.
 
     Raises:
         ValueError: if the folder holds something else or a sweep with other settings, or cannot be made.
     """
-    if not folder.exists():
+    if is_free(folder):
         _make(folder, grid, settings, coordinates, outputs)
     kept, wanted = read_json(folder / "config.json"), as_json(settings)
-    if different := sorted(name for name in kept.keys() | wanted.keys() if kept.get(name) != wanted.get(name)):
+    names = (kept.keys() | wanted.keys()) - ({"method"} if any_method else set())
+    if different := sorted(name for name in names if kept.get(name) != wanted.get(name)):
         raise ValueError(f"store {folder} is of a sweep with another {', '.join(different)}; name a new folder")
-    return Store(folder, grid, outputs)
+    return Store(folder, grid, outputs), kept["method"]
 
 
 def _make(folder: Path, *contents: Any) -> None:
@@ -150,7 +160,7 @@ def _make(folder: Path, *contents: Any) -> None:
         with whole_folder(folder) as partial:
             _create(partial, *contents)
     except ValueError:
-        if not folder.exists():
+        if is_free(folder):
             raise
 
 

@@ -52,7 +52,8 @@ def optimal_bias(stream: Stream, b: Float[Array, " K"]) -> Float[Array, " K"]:
         gauge = 0 if lam_b else np.trace(at["hessian"]) / tied.K**2
         hessian = jnp.asarray(at["hessian"] + lam_b * np.eye(tied.K) + gauge)  # JAX solves what is singular, by NaN
         move = np.asarray(-jnp.linalg.solve(hessian, jnp.asarray(at["gradient"] + lam_b * best)), np.float64)
-        move = np.nan_to_num(move / np.maximum(1, np.abs(move).max()))
+        move = np.nan_to_num(move, posinf=0, neginf=0)
+        move = move / np.maximum(1, np.abs(move).max())
         best = best + move
         if np.abs(move).max() <= jnp.finfo(b.dtype).eps ** 0.5:
             break

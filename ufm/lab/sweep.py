@@ -1,16 +1,13 @@
 """One quantity over a grid of hyper-parameters: a compiled program a shape, kept block by block, resumable."""
 
 import dataclasses
-import functools
 import hashlib
-import inspect
 import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,15 +16,16 @@ from tqdm import tqdm
 
 from ufm.lab.farm import compute
 from ufm.lab.grid import Grid, cell_count, make_grid, problem_at
-from ufm.lab.program import METHODS, Like, Recipe, error_text, measure_methods, outputs_like
+from ufm.lab.identity import function_name, outputs_and_digest, without_addresses
+from ufm.lab.program import METHODS, Like, Recipe, error_text, measure_methods
 from ufm.lab.records import as_json, provenance, read_json, write_json
-from ufm.lab.store import FILL, Memory, Output, Store, open_store
+from ufm.lab.store import FILL, Memory, Output, Store, is_free, open_store
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
-PLAIN = bool | int | float | complex | str | np.ndarray | jax.Array  # globals that tell one function from another
 SHOWN = 1000  # failures that the attributes name
+LONG = 1000  # values of an axis that the settings list
 STATUS = Output((), np.dtype("int8"), (), {"flag_values": [0, 1, 2, 3], "flag_meanings": "missing done nan raised"})
 AXES = {
     "K": "classes",
@@ -63,12 +61,14 @@ def sweep(
         batch_size: the most cells of a block, which is computed at once and kept as one chunk.
         method: "vmap" over the cells of a block; "map" over one after the other, better where a cell loops until it is
             done; "python" for cells that cannot be traced. The faster of the first two on the first block if None.
-        store: folder for config.json, grid.zarr (Zarr 3), done-marks and summary.json. If it exists, only blocks that
-            are missing or damaged are computed, by the method it was made with; the result is bitwise that of an
-            uninterrupted run on as many devices of the same kind.
+        store: folder for config.json, grid.zarr (Zarr 3; xarray.open_zarr(..., consolidated=False)), done-marks and
+            summary.json. If it exists, only blocks that are missing or damaged are computed, by the method it was made
+            with; the result is bitwise that of an uninterrupted run on as many devices of the same kind. A sweep is the
+            same if its settings are and, at the first shapes, the program that the cell lowers to; with
+            method="python" a cell is known by its name and source alone.
         devices: those to split every block over; all of this process if None.
         executor: whatever has the interface of concurrent.futures, to send the blocks to; its workers use all their
-            devices. A block whose worker is lost is tried again.
+            devices. A block whose worker is lost is tried again. Processes must be spawned, not forked.
         describe: attributes (units, normalisation, long_name; dims names the dimensions of an array) by output.
 
     Returns:
@@ -81,27 +81,32 @@ def sweep(
     """
     start = time.perf_counter()
     g = make_grid(grid, batch_size=batch_size, pad=pad)
-    kept = _kept(store)
+    folder = None if store is None else Path(store).expanduser()
+    kept = _kept(folder)
     recipe = _recipe(cell, make, g, method or kept.get("method"))
-    like = _like_of(kept) or _like(recipe, g)
+    like, digest = _first_that_works(recipe, g, _like_of(kept))
     recipe, seconds = (recipe, {}) if recipe.method else _fastest(recipe, g, devices)
-    settings = _settings(recipe, g, like)
-    outputs = _outputs(g, like, describe or {})
-    coordinates = _coordinates(g, describe or {}, {"settings": settings, "seconds": seconds})
-    place = Memory(g, outputs) if store is None else open_store(Path(store), g, settings, coordinates, outputs)
+    settings, outputs = _settings(recipe, g, like, digest), _outputs(g, like, describe or {})
+    about = {"settings": settings, "seconds": seconds, "made": provenance(start) | {"wall_seconds": None}}
+    coordinates = _coordinates(g, describe or {}, about)
+    place: Memory | Store = Memory(g, outputs)
+    if folder is not None:
+        place, kept_method = open_store(folder, g, settings, coordinates, outputs, any_method=method is None)
+        recipe = dataclasses.replace(recipe, method=kept_method)
     todo = [block for block in g.blocks() if not place.is_kept(block)]
     with tqdm(total=g.cells, initial=g.cells - sum(map(cell_count, todo)), unit="cell", disable=None) as bar:
         for block, values, failures in compute(recipe, g, like, todo, devices, executor, place.is_kept):
             place.write(block, values, failures)
             bar.update(cell_count(block))
-    return _finished(place, coordinates, {"computed": sum(map(cell_count, todo)), **provenance(start)})
+    computed = {"method": recipe.method, "computed": sum(map(cell_count, todo))}
+    return _finished(place, coordinates, computed | provenance(start))
 
 
-def _kept(store: str | Path | None) -> dict[str, Any]:
+def _kept(store: Path | None) -> dict[str, Any]:
     """The settings of the sweep that a folder holds, if there is one."""
-    if store is None or not Path(store).exists():
+    if store is None or is_free(store):
         return {}
-    settings = read_json(Path(store) / "config.json")
+    settings = read_json(store / "config.json")
     if not (isinstance(settings, dict) and {"cell", "method", "outputs"} <= settings.keys()):
         raise ValueError(f"store {store} holds something that is no sweep; name a new folder")
     return settings
@@ -112,21 +117,7 @@ def _recipe(cell: Callable, make: Callable, g: Grid, method: str | None) -> Reci
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     fixed = g.fixed if g.largest is None else g.fixed | {"largest": g.largest}
     leaves = tuple((name, g.axes[name].dtype.name) for name in g.leaves)
-    about = [_identity(cell), _identity(make), *(f"{name}={_label(x)}" for name, x in sorted(fixed.items()))]
-    return Recipe(
-        cell, make, fixed, leaves, method or "", bool(jax.config.read("jax_enable_x64")), _token(cell, make, *about)
-    )
-
-
-def _token(cell: Callable, make: Callable, *about: str) -> str:
-    """An identity for all sweeps of the same functions and settings, which share compiled programs."""
-    shared = all(isinstance(f, FunctionType | type | functools.partial) for f in (cell, make))  # objects can change
-    return _shared_token(cell, make, *about) if shared else uuid.uuid4().hex
-
-
-@functools.lru_cache
-def _shared_token(*_: Any) -> str:
-    return uuid.uuid4().hex
+    return Recipe(cell, make, fixed, leaves, method or "", bool(jax.config.read("jax_enable_x64")), uuid.uuid4().hex)
 
 
 def _like_of(settings: Mapping[str, Any]) -> Like:
@@ -134,12 +125,12 @@ def _like_of(settings: Mapping[str, Any]) -> Like:
     return {k: jax.ShapeDtypeStruct(shape, dtype) for k, (dtype, shape) in settings.get("outputs", {}).items()}
 
 
-def _like(recipe: Recipe, g: Grid) -> Like:
-    """What the cell returns, from the first shapes at which it returns anything."""
+def _first_that_works(recipe: Recipe, g: Grid, known: Like) -> tuple[Like, str]:
+    """What the cell returns and the digest of what it computes, at the first shapes at which it returns anything."""
     errors = []
     for shapes, block in g.first_blocks().items():
         try:
-            return outputs_like(recipe, shapes, g.leaves_of(block))
+            return outputs_and_digest(recipe, shapes, g.leaves_of(block), known)
         except Exception as error:
             errors.append(error)
     cure = "; method='python' needs no tracing" if isinstance(errors[-1], jax.errors.JAXTypeError) else ""
@@ -154,12 +145,12 @@ def _fastest(recipe: Recipe, g: Grid, devices: Any) -> tuple[Recipe, dict[str, f
     return dataclasses.replace(recipe, method="map"), {}
 
 
-def _settings(recipe: Recipe, g: Grid, like: Like) -> dict[str, Any]:
+def _settings(recipe: Recipe, g: Grid, like: Like, digest: str) -> dict[str, Any]:
     """All that the numbers depend on."""
     return {
-        "cell": _identity(recipe.cell),
-        "make": _identity(recipe.make),
-        "grid": {name: [_label(x) for x in values] for name, values in g.axes.items()},
+        "cell": f"{function_name(recipe.cell)} {digest}",
+        "make": function_name(recipe.make),
+        "grid": {name: _axis_label(values) for name, values in g.axes.items()},
         "fixed": {name: _label(x) for name, x in recipe.fixed.items()},
         "block": g.chunk,
         "method": recipe.method,
@@ -168,37 +159,19 @@ def _settings(recipe: Recipe, g: Grid, like: Like) -> dict[str, Any]:
     }
 
 
+def _axis_label(values: np.ndarray) -> Any:
+    """All values of an axis, or of a long one its ends and a digest."""
+    if len(values) <= LONG or values.dtype == object:
+        return [_label(x) for x in values]
+    digest = hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
+    return {"first": values[0], "last": values[-1], "count": len(values), "digest": digest}
+
+
 def _label(x: Any) -> Any:
-    """A plain value or tuple itself, of anything else a text that tells its parts and the digest of their contents."""
-    if isinstance(x, bool | int | float | str | np.generic | None):
-        return as_json(x)
+    """A plain value or tuple itself, of anything else a text; its content is in the digest of the program."""
     if isinstance(x, tuple):
         return [_label(part) for part in x]
-    leaves, tree = jax.tree.flatten(x)
-    digest = hashlib.blake2b(digest_size=8)
-    for leaf in leaves:
-        is_array = isinstance(leaf, np.ndarray | np.generic | jax.Array | bool | int | float)
-        digest.update(np.asarray(leaf).tobytes() if is_array else repr(leaf).encode())
-    return f"{tree} {digest.hexdigest()}"
-
-
-def _identity(function: Any) -> str:
-    """A function's name with the digest of its source and of what it is bound to, closes over or names globally."""
-    if isinstance(function, functools.partial):
-        bound = [*map(_label, function.args), *(f"{k}={_label(v)}" for k, v in sorted(function.keywords.items()))]
-        return f"{_identity(function.func)}({', '.join(map(str, bound))})"
-    name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    try:
-        source, (nonlocals, globals_, *_) = inspect.getsource(function), inspect.getclosurevars(function)
-    except (OSError, TypeError):  # built in, or typed at a prompt
-        return name
-    seen = {**nonlocals, **{name: x for name, x in globals_.items() if isinstance(x, PLAIN)}}
-    content = source + "".join(f"{k}={_inner(v)}" for k, v in sorted(seen.items()))
-    return f"{name}:{hashlib.blake2b(content.encode(), digest_size=8).hexdigest()}"
-
-
-def _inner(x: Any) -> Any:
-    return _identity(x) if inspect.isfunction(x) or isinstance(x, functools.partial) else _label(x)
+    return as_json(x) if isinstance(x, bool | int | float | str | np.generic | None) else without_addresses(repr(x))
 
 
 def _outputs(g: Grid, like: Like, describe: Mapping[str, Mapping[str, Any]]) -> dict[str, Output]:

@@ -16,7 +16,8 @@ def optimal_bias(
     A step moves no logit by more than 1, which keeps Newton's method inside the region where the curvature of a
     softmax changes by a bounded factor. With a free bias the component along 1, which changes nothing, stays, and so
     does all of an absent class.
-    Whatever is left after max_steps is a worse bias, not an error: callers bound its effect.
+    The last step moved b by less than √eps, so that the next would by about the square of that. Whatever is left after
+    max_steps is a worse bias, not an error: callers bound its effect.
     """
     weights = jnp.asarray(problem.multiplicity / problem.total)
     present = jnp.asarray(problem.present)
@@ -35,6 +36,6 @@ def optimal_bias(
 
     def going(state: tuple[Array, Array, Array]) -> Array:
         b, steps, move = state
-        return (steps < max_steps) & (move > 4 * jnp.finfo(b.dtype).eps * (1 + jnp.max(jnp.abs(b))))
+        return (steps < max_steps) & (move > jnp.sqrt(jnp.finfo(b.dtype).eps) * (1 + jnp.max(jnp.abs(b))))
 
     return jax.lax.while_loop(going, step, (b, jnp.zeros((), int), jnp.ones((), b.dtype)))[0]
