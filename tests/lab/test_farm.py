@@ -185,3 +185,12 @@ def test_the_third_loss_of_a_block_and_any_refusal_is_raised(error, attempts, tm
     ds = sweep(squares, SQUARES, make=dict, batch_size=BATCH, method="vmap", store=tmp_path / "store")
     np.testing.assert_array_equal(ds.value, SQUARES["x"] ** 2)
     assert json.loads(ds.computed) <= 10
+
+
+def test_forked_processes_are_refused():
+    """In them JAX's threads are missing, and they would wait for ever."""
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor,
+        pytest.raises(ValueError, match="executor must spawn its processes"),
+    ):
+        sweep(balanced_value, GRID, method="vmap", batch_size=4, executor=executor)

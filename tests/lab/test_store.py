@@ -237,6 +237,17 @@ def test_an_empty_folder_is_taken(tmp_path, whole):
     assert files(tmp_path / "empty") == files(whole)
 
 
+def test_labels_are_right_where_their_file_is_lost(copy, whole):
+    shutil.rmtree(copy / "grid.zarr" / "x" / "c")
+    np.testing.assert_array_equal(run(copy).x, GRID["x"])
+
+
+def test_home_is_understood(tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("~/below")
+    assert files(tmp_path / "below") == files(whole)
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file"):
