@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from ufm.lab.compare import problem_of_features
+from ufm.lab.optimum import global_minimiser
 from ufm.lab.sharding import samples_mesh, shard, shard_local
+from ufm.lab.sweep import sweep
 from ufm.measure.features import Features
 from ufm.model.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, balanced, init, objective
@@ -58,6 +60,15 @@ def numbers(problem, x):
     }
 
 
+def swept():
+    """f* and ‖∇_Z g‖₂ over a grid of 15 cells, which eight devices do not divide."""
+    grid = {"K": [2, 4, 5], "lam_W": np.geomspace(1e-4, 1, 5), "lam_H": 1e-2, "n": 3, "d": D}
+    cell = lambda p: {"f": (c := certify(p, global_minimiser(p))).value, "norm": c.dual_norm}  # noqa: E731
+    found = sweep(cell, grid, pad=True, method="map")
+    assert (found.status == 1).all()
+    return np.stack([found.f, found.norm])
+
+
 def most_exchanged(function, *arguments):
     """The most numbers that devices tell one another at once."""
     text = jax.jit(function).lower(*arguments).compile().as_text()
@@ -83,6 +94,7 @@ def run(path):
         widths=[part.data.shape[-1] for leaf in split for part in leaf.addressable_shards],
         exchanged=[most_exchanged(f, problem, *p) for f, p in ((objective, [x]), (GRAD, [x]), (product, [x, x]))],
         refusal=refusal,
+        swept=swept(),
         **numbers(problem, x),
     )
 
@@ -91,7 +103,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
     path = tmp_path / "eight.npz"
     with subprocess.Popen([sys.executable, __file__, str(path)]) as eight:
         try:
-            one = numbers(*example())
+            one = numbers(*example()) | {"swept": swept()}
             assert eight.wait(timeout=HANG) == 0
         finally:
             eight.kill()
