@@ -127,7 +127,7 @@ def test_a_name_taken_meanwhile_is_refused_and_what_took_it_stays(tmp_path, monk
         return {}
 
     monkeypatch.setattr(records, "provenance", take)
-    with pytest.raises(ValueError, match=r"folder .*run cannot be made"):
+    with pytest.raises(ValueError, match=r"folder .*run exists already"):
         _write(tmp_path / "run")
     assert _everything_below(tmp_path) == ["run", "run/theirs"]
 

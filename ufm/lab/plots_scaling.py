@@ -11,6 +11,7 @@ from ufm.lab.records import read_json
 
 Row = dict[str, Any]
 SECONDS, BYTES = ("cpu_seconds", "processor seconds"), ("own_bytes", "bytes beyond the process's own")
+LEAST = {"cpu_seconds": 1e-9, "own_bytes": 4096}  # what a logarithmic axis shows for nothing measured
 NAMES = {
     "closed_form": "closed form",
     "certificate": "certificate at class means",
@@ -50,6 +51,7 @@ def _ladders(axes: Axes, rungs: list[Row], size: str, quantity: str, powers: dic
         for shape in sorted({_shape(rung, size) for rung in mine}):
             ladder = [rung for rung in mine if _shape(rung, size) == shape]
             x, y = (np.array([rung[key] for rung in ladder], float) for key in (size, quantity))
+            y = np.maximum(y, LEAST[quantity])
             far, color = np.array([x[-1], end]), f"C{len(axes.lines) // 2}"
             label = NAMES[name] + "".join(f", {letter} = {value}" for letter, value in shape)
             axes.plot(x, y, ".-", color=color, label=label)

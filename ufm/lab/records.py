@@ -92,7 +92,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         partial.rename(path)
     except OSError as error:
-        raise (_exists(path) if path.exists() else _unwritable(path, error)) from error
+        raise (_exists(path) if os.path.lexists(path) else _unwritable(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
