@@ -1,0 +1,128 @@
+"""The gradient flow of any scalar function of any pytree, with events, saying how it ended."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, PyTree
+
+from ufm.numerics.dynamics import is_finite, judge, masked, nothing
+from ufm.numerics.minimise import as_pytree_function
+
+MOST_STEPS = 1_000_000  # after which a flow counts as lost
+
+
+class Flow(eqx.Module):
+    """What the gradient flow did.
+
+    Attributes:
+        params: the last point.
+        value: fun there.
+        time: when it was reached.
+        fate: a Fate.
+        event: which of `until` stopped it; −1 if none did in the time given.
+        at: times of the records.
+        observed: what was observed at them, a leading axis for the records; NaN after the end.
+    """
+
+    params: PyTree
+    value: Float[Array, "..."]
+    time: Float[Array, "..."]
+    fate: Int[Array, "..."]
+    event: Int[Array, "..."]
+    at: Float[Array, "... records"]
+    observed: PyTree
+
+
+def gradient_flow(
+    fun: Callable[[PyTree], Float[Array, ""]],
+    params: PyTree,
+    time: float | Array,
+    *,
+    until: Sequence[Callable[[PyTree], Float[Array, ""]]] = (),
+    observe: Callable[[PyTree], PyTree] | None = None,
+    at: Sequence[float] | np.ndarray | Array = (),
+    rtol: float = 1e-8,
+    atol: float = 1e-12,
+) -> Flow:
+    """dx/dt = −∇fun(x) from params, by the method of Tsitouras (order 5) with adaptive steps (diffrax).
+
+    The displacement from params is what is integrated, so that tolerances are relative to it: near a saddle far from
+    zero it can be smaller than the rounding of a relative error in x.
+
+    Args:
+        fun: a scalar function of a pytree of floating arrays.
+        params: where to start.
+        time: how long.
+        until: functions of the point; the flow stops where one changes sign, as left_ball and small_gradient do.
+        observe: what to record of a point; nothing if None.
+        at: times of the records, ascending, from 0 to time.
+        rtol: relative tolerance on each step.
+        atol: absolute tolerance on each step, in units of x.
+    """
+    observe = as_pytree_function(nothing if observe is None else observe)
+    events = tuple(as_pytree_function(event) for event in until)
+    return _flow(as_pytree_function(fun), params, time, events, observe, jnp.asarray(at, float), rtol, atol)
+
+
+@jax.jit
+def _flow(
+    fun: Partial, params: PyTree, time: Any, events: tuple, observe: Partial, at: Array, rtol: Any, atol: Any
+) -> Flow:
+    gradient = jax.grad(fun)
+
+    def point(y: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, params, y)
+
+    def field(t: Any, y: PyTree, args: Any) -> PyTree:
+        return jax.tree.map(jnp.negative, gradient(point(y)))
+
+    conditions = [lambda t, y, args, event=event, **kwargs: event(point(y)) for event in events]
+    saved = [diffrax.SubSaveAt(t1=True)]
+    if at.size:
+        saved.append(diffrax.SubSaveAt(ts=at, fn=lambda t, y, args: observe(point(y))))
+    root = optimistix.Newton(1e-8, 1e-8)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, time, None, jax.tree.map(jnp.zeros_like, params),
+        saveat=diffrax.SaveAt(subs=saved),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        event=diffrax.Event(conditions, root) if conditions else None,
+        adjoint=diffrax.ForwardMode(), max_steps=MOST_STEPS, throw=False,
+    )  # fmt: skip
+    x = point(jax.tree.map(lambda y: y[0], solution.ys[0]))
+    end, value = solution.ts[0][0], fun(x)
+    masks = jnp.stack(solution.event_mask) if conditions else jnp.zeros(1, bool)
+    alive = is_finite((x, end)) & (solution.result != diffrax.RESULTS.max_steps_reached)
+    observed = jax.vmap(masked)(solution.ys[1], at <= end) if at.size else None
+    fate = judge(fun(params), value, alive)
+    return Flow(x, value, end, fate, jnp.where(masks.any(), jnp.argmax(masks), -1), at, observed)
+
+
+def left_ball(centre: PyTree, radius: float | Array) -> Partial:
+    """x ↦ log(‖x − centre‖/radius), which changes sign where the ball is left."""
+    return Partial(_log_distance, centre, radius)
+
+
+def small_gradient(fun: Callable[[PyTree], Float[Array, ""]], tol: float | Array) -> Partial:
+    """x ↦ log(‖∇fun(x)‖/tol), which changes sign where the gradient becomes small."""
+    return Partial(_log_gradient, as_pytree_function(fun), tol)
+
+
+def distance(x: PyTree, centre: PyTree) -> Float[Array, ""]:
+    """‖x − centre‖, Euclidean over all leaves."""
+    return optax.tree.norm(jax.tree.map(jnp.subtract, x, centre))
+
+
+def _log_distance(centre: PyTree, radius: Any, x: PyTree) -> Array:
+    return jnp.log(jnp.maximum(distance(x, centre), jnp.finfo(float).tiny) / radius)
+
+
+def _log_gradient(fun: Partial, tol: Any, x: PyTree) -> Array:
+    return jnp.log(optax.tree.norm(jax.grad(fun)(x)) / tol)
