@@ -26,6 +26,7 @@ SAME = 1e-6  # relative distance of invariants below which points are on one orb
 TIED = 1e-6  # distance of classes that count as one
 RANK = 1e-10  # singular values of the logits, √n-weighted
 NEWTON_STEPS = 4
+SETTLING = 20  # such steps from a point that is only near
 TINY = 1e-14  # tolerances of MINPACK: as far as it gets
 DESCENTS = np.array([0, 0, 1, 3, 10, 30, 100])  # steps downhill before the search, so that low saddles are met too
 ABOVE = 1e-9  # relative excess over the lowest f that is not rounding
@@ -122,35 +123,64 @@ def hunt(problem: Problem, starts: int, key: Key[Array, ""], *, quiet: bool = Tr
     return Census(starts, sum(hits for *_, hits in found), tuple(orbits), missed, lowest)
 
 
+class _Units:
+    """f/s of a class-mean problem as a function of a vector in which both penalties weigh s; b, if any, is last."""
+
+    def __init__(self, tied: Problem) -> None:
+        balance, n = float(tied.lam_H / tied.lam_W) ** 0.25, np.asarray(tied.multiplicity)
+        ones = jax.tree.map(jnp.ones_like, init(tied, jax.random.key(0), scale=0.0))
+        self.unit, self.unravel = ravel_pytree(Params(balance * ones.W, ones.H / (balance * np.sqrt(n)), ones.b))
+        self.K, self.size = tied.K, self.unit.size if tied.use_bias else self.unit.size - tied.K
+        s = float(tied.s)
+        self.fun = Partial(lambda x: objective(tied, self.point(x)) / s)
+        self.gradient, self.hessian = jax.jit(jax.grad(self.fun)), jax.jit(jax.hessian(self.fun))
+
+    def point(self, x: Array | np.ndarray) -> Params:
+        """The point of a vector."""
+        return self.unravel(self.unit.at[: self.size].multiply(x).at[self.size :].set(0))
+
+    def vector(self, point: Params) -> np.ndarray:
+        """The vector of a point."""
+        return np.asarray((ravel_pytree(point)[0] / self.unit)[: self.size])
+
+    def polished(self, x: np.ndarray, steps: int) -> Params | None:
+        """Where Newton steps of least norm lead, if ∇f = 0 there to rounding."""
+        for _ in range(steps):
+            x = x - np.linalg.lstsq(self.hessian(x), self.gradient(x), rcond=1e-9)[0]
+        size = 1 + np.linalg.norm(x[: self.unit.size - self.K])
+        return self.point(x) if float(jnp.linalg.norm(self.gradient(x))) <= CRITICAL * size else None
+
+
 def _searcher(tied: Problem) -> Callable[[Key[Array, ""]], Params | None]:
-    """A function that leads a random start to a critical point, or None, in units in which both penalties weigh s."""
-    balance, n = float(tied.lam_H / tied.lam_W) ** 0.25, np.asarray(tied.multiplicity)
-    shape, s = init(tied, jax.random.key(0), scale=0.0), float(tied.s)
-    ones = jax.tree.map(jnp.ones_like, shape)
-    unit, unravel = ravel_pytree(Params(balance * ones.W, ones.H / (balance * np.sqrt(n)), ones.b))
-    used = unit.size if tied.use_bias else unit.size - tied.K  # the bias comes last
-
-    def point(x: Array | np.ndarray) -> Params:
-        return unravel(unit.at[:used].multiply(x).at[used:].set(0))
-
-    fun = Partial(lambda x: objective(tied, point(x)) / s)
-    gradient, hessian = jax.jit(jax.grad(fun)), jax.jit(jax.hessian(fun))
+    """A function that leads a random start to a critical point, or None."""
+    units, n = _Units(tied), np.asarray(tied.multiplicity)
 
     def search(key: Key[Array, ""]) -> Params | None:
-        x = scipy.optimize.least_squares(gradient, start(key), hessian, method="lm", xtol=TINY, ftol=TINY, gtol=TINY).x
-        for _ in range(NEWTON_STEPS):
-            x = x - np.linalg.lstsq(hessian(x), gradient(x), rcond=1e-9)[0]
-        size = 1 + np.linalg.norm(x[: unit.size - tied.K])
-        return point(x) if float(jnp.linalg.norm(gradient(x))) <= CRITICAL * size else None
+        options = {"method": "lm", "xtol": TINY, "ftol": TINY, "gtol": TINY}
+        x = scipy.optimize.least_squares(units.gradient, start(key), units.hessian, **options).x
+        return units.polished(x, NEWTON_STEPS)
 
     def start(key: Key[Array, ""]) -> np.ndarray:
         scale_key, start_key, steps_key = jax.random.split(key, 3)
         low, high = np.log(SCALES)
         scale = jnp.exp(jax.random.uniform(scale_key, minval=low, maxval=high)) * n.mean() ** 0.25
-        x = scale * jax.random.normal(start_key, (used,))
-        return np.asarray(minimise(fun, x, max_steps=jax.random.choice(steps_key, DESCENTS)).params)
+        x = scale * jax.random.normal(start_key, (units.size,))
+        return np.asarray(minimise(units.fun, x, max_steps=jax.random.choice(steps_key, DESCENTS)).params)
 
     return search
+
+
+def settle(problem: Problem, x: Params) -> Orbit | None:
+    """The critical point to which Newton steps of least norm lead from near it, classified; None if they lead to none.
+
+    Args:
+        problem: cross-entropy, concrete and small, as for hunt.
+        x: a point with a column per class (class means).
+    """
+    tied = tie_features(problem)
+    units = _Units(tied)
+    point = units.polished(units.vector(x), SETTLING)
+    return None if point is None else _classify(tied, point, 1, critical_points(tied))
 
 
 def _invariants(tied: Problem, x: Params) -> np.ndarray:

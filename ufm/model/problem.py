@@ -234,15 +234,41 @@ def logits(problem: Problem, params: Params) -> Float[Array, "K N"]:
     return Z + params.b[:, None] if problem.use_bias else Z
 
 
+def mean_loss(problem: Problem, params: Params) -> Float[Array, ""]:
+    """g(WH, b) = (1/N) Σ_i ω_i ℓ(W h_i + b; y_i), f without its penalty, in nats.
+
+    Raises:
+        ValueError: if a shape is not the problem's.
+    """
+    return jnp.asarray(problem.multiplicity @ problem.loss(logits(problem, params), problem.Y) / problem.total)
+
+
+def penalty(problem: Problem, params: Params) -> Float[Array, ""]:
+    """λ_W/2 ‖W‖² + λ_H/2 Σ_i ω_i ‖h_i‖² + λ_b/2 ‖b‖², the last only where the model has a bias."""
+    W, H, b = params.W, params.H, params.b
+    twice = problem.lam_W * jnp.sum(W**2) + problem.lam_H * jnp.sum(problem.multiplicity * H**2)
+    if problem.use_bias:
+        twice = twice + problem.lam_b * jnp.sum(b**2)
+    return jnp.asarray(twice / 2)
+
+
 def objective(problem: Problem, params: Params) -> Float[Array, ""]:
     """f(W, H, b) of (UFM), in nats.
 
     Raises:
         ValueError: if a shape is not the problem's.
     """
-    W, H, b = params.W, params.H, params.b
-    fit = problem.multiplicity @ problem.loss(logits(problem, params), problem.Y) / problem.total
-    penalty = problem.lam_W * jnp.sum(W**2) + problem.lam_H * jnp.sum(problem.multiplicity * H**2)
-    if problem.use_bias:
-        penalty = penalty + problem.lam_b * jnp.sum(b**2)
-    return jnp.asarray(fit + penalty / 2)
+    return mean_loss(problem, params) + penalty(problem, params)
+
+
+def sample_columns(problem: Problem, key: Key[Array, ""], size: int) -> Problem:
+    """The problem of a mini-batch: f of it, N unchanged, has f as its mean over keys, for every point.
+
+    `size` of the N samples are drawn with replacement, each counted N/size times; a sample that is not drawn adds
+    neither its loss nor its λ_H/2 ‖h_i‖², as in a network whose feature penalty is taken over the batch.
+    """
+    check_integer("size", size, at_least=1)
+    p = problem
+    drawn = jax.random.choice(key, p.Y.shape[1], (size,), p=jnp.asarray(p.multiplicity / p.total))
+    weights = jnp.zeros(p.Y.shape[1]).at[drawn].add(p.total / size)
+    return Problem(jnp.asarray(p.Y), weights, p.loss, p.lam_W, p.lam_H, p.lam_b, p.d, p.use_bias)

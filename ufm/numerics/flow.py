@@ -88,7 +88,7 @@ def _flow(
     saved = [diffrax.SubSaveAt(t1=True)]
     if at.size:
         saved.append(diffrax.SubSaveAt(ts=at, fn=lambda t, y, args: observe(point(y))))
-    root = optimistix.Newton(1e-8, 1e-8)
+    root: Any = optimistix.Newton(1e-8, 1e-8)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, time, None, jax.tree.map(jnp.zeros_like, params),
         saveat=diffrax.SaveAt(subs=saved),

@@ -175,7 +175,7 @@ def separation(problem: Problem) -> Separation:
     """
     tied = tie_features(problem)
     G = sample_gradient(tied, tied.loss.residual(origin_logits(tied), tied.Y))
-    U, sigma, _ = jnp.linalg.svd(G)
+    U, sigma, _ = jnp.linalg.svd(jnp.asarray(G))
     U, sigma = U[:, :-1], sigma[:-1]
     mean, half = (problem.lam_W + problem.lam_H) / 2, (problem.lam_W - problem.lam_H) / 2
-    return Separation(mean - jnp.hypot(half, sigma), U, jnp.asarray(problem.counts) @ U**2)
+    return Separation(jnp.asarray(mean - jnp.hypot(half, sigma)), U, jnp.asarray(problem.counts) @ U**2)

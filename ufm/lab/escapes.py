@@ -1,0 +1,117 @@
+"""Escape times: how long a saddle holds a start, measured beside what theory predicts."""
+
+import enum
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key
+
+from ufm.model.problem import Params, Problem, logits, objective
+from ufm.numerics.dynamics import Fate, descend
+from ufm.numerics.flow import distance, gradient_flow, left_ball
+from ufm.theory.escape import escape_direction
+from ufm.theory.rates import Method
+
+ROUNDINGS = 64  # units of the saddle's last place within which a start counts as on it
+
+
+class Outcome(enum.IntEnum):
+    """Whether a saddle was left.
+
+    STAYED: not within the steps or the time given. ON_SADDLE: the start is the saddle to rounding, so that nothing but
+    rounding errors could leave it. DIVERGED, NOT_FINITE: f rose, or ended as inf or NaN, as with steps too large.
+    """
+
+    LEFT = 0
+    STAYED = 1
+    ON_SADDLE = 2
+    DIVERGED = 3
+    NOT_FINITE = 4
+
+
+class Departure(eqx.Module):
+    """How a trajectory left the ball of some radius about a critical point.
+
+    Attributes:
+        time: steps, or the time of the flow, until then, interpolated in the logarithm of the distance.
+        rate: growth of log distance per step (or unit of time) from the geometric mean of the start's distance and the
+            radius to the radius; both NaN unless LEFT.
+        outcome: an Outcome.
+    """
+
+    time: Float[Array, "..."]
+    rate: Float[Array, "..."]
+    outcome: Int[Array, "..."]
+
+
+def steepest_start(problem: Problem, saddle: Params, size: float | Array) -> Params:
+    """The point at this distance from a partition saddle along its steepest direction (THEORY 0), an eigenvector."""
+    v = escape_direction(problem, saddle, problem.loss.residual(logits(problem, saddle), problem.Y))
+    return jax.tree.map(lambda a, da: a + size * da, saddle, v)
+
+
+def random_start(problem: Problem, saddle: Params, size: float | Array, key: Key[Array, ""]) -> Params:
+    """The point at this distance from a saddle in an isotropic random direction of all variables."""
+    keys = Params(*jax.random.split(key, 3))
+    v = jax.tree.map(lambda x, k: jax.random.normal(k, jnp.shape(x)), saddle, keys)
+    v = v if problem.use_bias else eqx.tree_at(lambda p: p.b, v, 0 * v.b)
+    return jax.tree.map(lambda a, da: a + size / optax.tree.norm(v) * da, saddle, v)
+
+
+def departure(
+    problem: Problem, saddle: Params, start: Params, radius: float | Array, method: Method, steps: int
+) -> Departure:
+    """When optax.sgd(η, β) from a start leaves the ball about a saddle, within so many steps; vmap goes through it.
+
+    Args:
+        problem: the model.
+        saddle: a critical point, the centre of the ball.
+        start: inside the ball. On the saddle itself the outcome is STAYED, or what rounding errors grow to.
+        radius: of the ball.
+        method: the step; η and β may be traced.
+        steps: the most that are taken; all are.
+    """
+    optimiser = optax.sgd(method.eta, method.momentum, method.nesterov)
+    far = Partial(_distance_from, saddle)
+    found = descend(Partial(objective, problem), start, optimiser, steps, observe=far)
+    logs = jnp.log(jnp.maximum(found.observed, jnp.finfo(found.observed.dtype).tiny))
+    end, middle = (_crossing(logs, level) for level in (jnp.log(radius), (jnp.log(radius) + logs[0]) / 2))
+    rate = (jnp.log(radius) - logs[0]) / 2 / (end - middle)
+    return _departure(saddle, found.observed[0], end, rate, jnp.isfinite(end), found.fate)
+
+
+def _departure(saddle: Params, size: Array, time: Array, rate: Array, left: Array, fate: Array) -> Departure:
+    rounding = ROUNDINGS * jnp.finfo(size.dtype).eps * optax.tree.norm(saddle)
+    outcome = jnp.select(
+        [size <= rounding, fate == Fate.NOT_FINITE, fate == Fate.DIVERGED, left],
+        [Outcome.ON_SADDLE, Outcome.NOT_FINITE, Outcome.DIVERGED, Outcome.LEFT],
+        Outcome.STAYED,
+    )
+    time, rate = (jnp.where(outcome == Outcome.LEFT, x, jnp.nan) for x in (time, rate))
+    return Departure(time, rate, outcome)
+
+
+def _distance_from(centre: Params, x: Params) -> Array:
+    return distance(x, centre)
+
+
+def _crossing(logs: Float[Array, " records"], level: Array) -> Array:
+    """Where a sequence first exceeds a level, linearly interpolated; NaN if it does not."""
+    above = logs > level
+    i = jnp.maximum(jnp.argmax(above), 1)
+    return jnp.where(above.any(), i - 1 + (level - logs[i - 1]) / (logs[i] - logs[i - 1]), jnp.nan)
+
+
+def flow_departure(
+    problem: Problem, saddle: Params, start: Params, radius: float | Array, time: float | Array
+) -> Departure:
+    """When the gradient flow from a start leaves the ball about a saddle, within so much time."""
+    fun, size = Partial(objective, problem), distance(start, saddle)
+    flow = partial(gradient_flow, fun, start, time)
+    middle, end = (flow(until=[left_ball(saddle, level)]) for level in (jnp.sqrt(size * radius), radius))
+    rate = jnp.log(radius / size) / 2 / (end.time - middle.time)
+    return _departure(saddle, size, end.time, rate, end.event == 0, end.fate)
