@@ -44,13 +44,15 @@ def _optimal(K=3, n=4, d=5, lam_W=5e-3, lam_H=2e-3):
 
 
 TAUGHT = {
-    "": "verify solve certify classify measure landscape sweep train",
+    "": "verify solve certify classify measure landscape escape descend sweep train",
     "verify": "claim residual --full --no-network --out --json",
     "solve": "λ_W λ_H λ_b --counts --no-bias --seed",
     "certify": "H (d×N) features (N×d) labels balance --lam-W",
     "classify": "H (d×N) labels --lam-W --lam-H --lam-b --rigorous --seed --out --json",
     "measure": ".npz .safetensors --centre class_means",
     "landscape": "escape.png spectrum.png atlas.png network.png --saddle --hunt --network --seed --out --json",
+    "escape": "λ_min |λ_min| escape.png --saddle --distances --radius --eta --momentum --nesterov --seeds --out --json",
+    "descend": "NC0 NC3 course.png --optimiser lbfgs --schedule cosine --every --scale --batch --seed --out --json",
     "sweep": "collapse norms minority conditioning index --points --out --batch --devices --scheduler --open --json",
     "train": "--resume fashion-mnist ‖H‖² --lam-H",
 }

@@ -13,6 +13,8 @@ from ufm.measure.features import Features
 from ufm.model.problem import balanced
 from ufm.theory.optimum import balanced_minimiser
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 FLAGS = "--limit 20 --batch 10 --epochs 1 --width 1 --d 10 --regulariser features --lam-W 5e-3"
 
 

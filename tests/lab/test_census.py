@@ -17,6 +17,8 @@ from ufm.theory.atlas import coarse_etf
 from ufm.theory.optimum import balanced_value
 from ufm.theory.orbits import point_of_logits
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 PROBLEM = balanced(3, 1, 3, lam_W=0.05, lam_H=0.02)
 
 

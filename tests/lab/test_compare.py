@@ -18,6 +18,8 @@ from ufm.model.problem import Params, balanced, class_mean_problem, imbalanced, 
 from ufm.theory.certificate import Verdict
 from ufm.theory.optimum import nonnegative_minimiser
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 BIAS = ({}, {"lam_b": 1e-2}, {"use_bias": False})  # free, regularised, absent
 LAMBDAS = {"lam_W": 5e-3, "lam_H": 2e-3}

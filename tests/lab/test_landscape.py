@@ -17,6 +17,8 @@ from ufm.theory.escape import escape_direction
 from ufm.theory.optimum import balanced_minimiser, balanced_value
 from ufm.theory.spectrum import hessian_spectrum
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 PROBLEM = balanced(4, 1, 4, lam_W=0.02, lam_H=0.02, lam_b=0.01)
 KEY = jax.random.key(0)
 

@@ -16,6 +16,8 @@ from ufm.numerics.minimise import minimise
 from ufm.theory.certificate import Verdict, certify
 from ufm.theory.optimum import balanced_minimiser, balanced_value, collapse_threshold
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 BIASES = {True: (0.0, 1e-2), False: (0.0,)}  # the λ_b's to try with and without a bias: free, regularised, absent
 three_modes = pytest.mark.parametrize("use_bias", [True, False])

@@ -16,6 +16,8 @@ from ufm.theory.atlas import coarse_etf
 from ufm.theory.certificate import Verdict, certify
 from ufm.theory.optimum import balanced_minimiser, balanced_value
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 COUNTS, EQUAL, D = (9, 1, 20, 10), (10, 10, 10, 10), 5
 ORDER = 1e-12  # relative to f or to a norm: sums of some 100 terms in another order differ by 100 eps of their size
 MODES = {"free": (0.0, True), "regularised": (1e-2, True), "absent": (0.0, False)}

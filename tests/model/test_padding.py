@@ -26,6 +26,8 @@ from ufm.theory.optimum import (
     nonnegative_minimiser,
 )
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 LARGEST, D, N = 5, 5, 3  # d = largest: a null vector by QR without padding, by SVD with it
 MODES = {"free": (0.0, True), "regularised": (1e-2, True), "absent": (0.0, False)}

@@ -14,6 +14,8 @@ from ufm.numerics.density import spectral_density
 from ufm.numerics.eigenpairs import extreme_eigenpairs
 from ufm.numerics.krylov import lanczos
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 KEY = jax.random.key(0)
 LIKE = {"a": jnp.zeros((5, 4)), "b": [jnp.zeros(()), jnp.zeros(39)]}  # 60 numbers

@@ -13,6 +13,8 @@ from ufm.theory.atlas import coarse_etf
 from ufm.theory.certificate import Verdict, certify
 from ufm.theory.optimum import balanced_minimiser, balanced_value
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 WORKED = balanced(4, 3, 5, lam_W=5e-3, lam_H=2e-3)  # the example of THEORY 0
 

@@ -17,6 +17,8 @@ from ufm.theory.atlas import coarse_etf
 from ufm.theory.certificate import Verdict, certify
 from ufm.theory.optimum import balanced_minimiser
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 EPS = np.finfo(float).eps
 MODES = {"free": {}, "regularised": {"lam_b": 1e-2}, "absent": {"use_bias": False}}
 SHAPE = (4, 4, 5)  # one for most tests, as each costs a compilation; K√n = 8 exactly

@@ -16,6 +16,8 @@ from ufm.theory.elimination import inertia
 from ufm.theory.optimum import balanced_minimiser
 from ufm.theory.spectrum import hessian_spectrum
 
+pytestmark = pytest.mark.usefixtures("hastily")
+
 CLOSE = 1e-12  # of the largest eigenvalue, asked for by the statement; the dense solver's error is about 1e-15
 BIAS = ({"use_bias": False}, {"lam_b": 0.0}, {"lam_b": 1e-3}, {"lam_b": 10.0})
 

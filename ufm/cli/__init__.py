@@ -1,4 +1,4 @@
-"""The command `ufm`: check the theory, solve, certify, classify, measure, sweep, train."""
+"""The command `ufm`: check the theory, solve, certify, classify, measure, descend, sweep, train."""
 
 import contextlib
 import io
@@ -11,6 +11,8 @@ import tyro
 
 from ufm.cli.cache import use_cache
 from ufm.cli.classify import Classify
+from ufm.cli.descend import Descend
+from ufm.cli.escape import Escape
 from ufm.cli.features import Certify, Measure
 from ufm.cli.landscape import Landscape
 from ufm.cli.model import Solve
@@ -25,6 +27,8 @@ Command = (
     | Annotated[Classify, tyro.conf.subcommand("classify")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Landscape, tyro.conf.subcommand("landscape")]
+    | Annotated[Escape, tyro.conf.subcommand("escape")]
+    | Annotated[Descend, tyro.conf.subcommand("descend")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )
@@ -41,8 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_refuse(str(error)))
     except ModuleNotFoundError as error:
         sys.exit(_refuse(f"{str(error.name).partition('.')[0]} is not installed; pip install 'ufm[all]'"))
-    except KeyboardInterrupt:
-        sys.exit(_refuse("interrupted", status=130))
+    except KeyboardInterrupt as stop:
+        sys.exit(_refuse(": ".join(("interrupted", *map(str, stop.args))), status=130))
 
 
 def _parse(arguments: list[str] | None) -> Any:

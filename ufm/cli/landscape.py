@@ -12,6 +12,7 @@ import jax
 import tyro
 
 from ufm.cli.model import Model
+from ufm.cli.report import table
 from ufm.lab.records import as_json, check_new, write_run
 
 
@@ -45,15 +46,13 @@ class Landscape:
         """Run it; the exit status."""
         from ufm.lab.landscape import network_place, survey
         from ufm.lab.plots import draw_landscape
-        from ufm.model.problem import imbalanced
 
-        start, m = time.perf_counter(), self.model
+        start = time.perf_counter()
         folder = check_new(self.out or Path("runs") / f"landscape-{datetime.now():%Y%m%d-%H%M%S}")
-        problem = imbalanced(m.class_counts(), m.d, lam_W=m.lam_W, lam_H=m.lam_H, lam_b=m.lam_b, use_bias=m.bias)
         quiet = self.json or not sys.stderr.isatty()
         key = jax.random.key(self.seed)
         network = {} if self.network is None else {"network": network_place(self.network)}
-        result, arrays = survey(problem, saddle=self.saddle, hunted=self.hunt, key=key, quiet=quiet)
+        result, arrays = survey(self.model.problem(), saddle=self.saddle, hunted=self.hunt, key=key, quiet=quiet)
         result |= network
         figures = draw_landscape(write_run(folder, self, result, arrays, start=start))
         if self.json:
@@ -67,16 +66,16 @@ class Landscape:
 def _tables(result: dict[str, Any]) -> str:
     """The tables that stand beside the figures."""
     names = ("groups", "value", "rank", "index", "nullity", "smallest_eigenvalue", "points")
-    parts = ["Partition saddles", _table(names, result["atlas"])]
+    parts = ["Partition saddles", table(names, result["atlas"])]
     if "hunt" in result:
         h = result["hunt"]
         parts.append(
             f"Hunt: {h['converged']} of {h['starts']} searches ended on {h['distinct']} critical points, {h['new']} of "
             f"them no partition saddles; without negative curvature above the lowest: {h['spurious']}"
         )
-        parts.append(_table((*names[:-1], "known", "hits"), h["orbits"]))
+        parts.append(table((*names[:-1], "known", "hits"), h["orbits"]))
     for where, rows in result["spectra"].items():
-        parts += [f"Spectrum at the {where}", _table(("eigenvalue", "theory", "dense", "what"), rows)]
+        parts += [f"Spectrum at the {where}", table(("eigenvalue", "theory", "dense", "what"), rows)]
     if "network" in result:
         n = result["network"]
         parts.append(
@@ -84,19 +83,3 @@ def _tables(result: dict[str, Any]) -> str:
             f"{n['negative']} negative and {n['zero']} zero eigenvalues"
         )
     return "\n\n".join(parts)
-
-
-def _table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    cells = [list(names)] + [[_cell(row[name]) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join("  " + "  ".join(_justified(line, widths)) for line in cells)
-
-
-def _justified(line: list[str], widths: list[int]) -> list[str]:
-    """Numbers to the right; a last column of words to the left."""
-    cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-    return [*cells[:-1], line[-1]] if widths[-1] > 20 else cells
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ import jax
 import tyro
 
 from ufm.cli.report import deliver
+from ufm.model.problem import Problem, imbalanced
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Model:
             if not self.counts and getattr(self, name) < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)}")
         return self.counts or (self.n,) * self.K
+
+    def problem(self) -> Problem:
+        """The model with a column for every sample."""
+        counts, lam_W, lam_H, lam_b = self.class_counts(), self.lam_W, self.lam_H, self.lam_b
+        return imbalanced(counts, self.d, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b, use_bias=self.bias)
 
 
 @dataclass(frozen=True)

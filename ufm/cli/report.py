@@ -28,3 +28,20 @@ def print_table(result: dict[str, Any], indent: str = "  ") -> None:
             print_table(value, indent + "  ")
         else:
             print(f"{indent}{name:<28} {f'{value:.10g}' if isinstance(value, float) else value}")
+
+
+def table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    """A line of these names, and one for every row: what it has under each of them."""
+    cells = [list(names)] + [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join("  " + "  ".join(_justified(line, widths)) for line in cells)
+
+
+def _justified(line: list[str], widths: list[int]) -> list[str]:
+    """Numbers to the right; a last column of words to the left."""
+    cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+    return [*cells[:-1], line[-1]] if widths[-1] > 20 else cells
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ufm.lab.identity import without_addresses
 from ufm.lab.records import write_arrays
-from ufm.numerics.dynamics import Fate, Trajectory, descend
+from ufm.numerics.dynamics import Fate, Trajectory, check_steps, descend
 
 Kept = dict[str, np.ndarray]
 
@@ -54,6 +54,7 @@ def descend_in_chunks(
     Raises:
         ValueError: as descend does, or if the file is that of another run, or cannot be read.
     """
+    check_steps(steps, every)
     go = partial(descend, fun, optimiser=optimiser, observe=observe, every=every, key=key)
     begun = go(params, steps=0)
     identity = _identity(go, begun, steps)
@@ -61,7 +62,8 @@ def descend_in_chunks(
     now, kept = found or (_bare(begun), keep(begun.observed))
     with tqdm(total=steps, initial=int(now.steps), unit="step", disable=quiet, leave=False) as bar:
         while now.fate != Fate.NOT_FINITE and (left := steps - int(now.steps)) > 0:
-            piece = go(now, steps=min(left, chunk * every))
+            alone = left == (chunk + 1) * every  # a last record is not left alone: one step is compiled unlike others
+            piece = go(now, steps=left if alone else min(left, chunk * every))
             new = keep(jax.tree.map(lambda x: x[1:], piece.observed))
             kept = {name: np.concatenate([kept[name], new[name]]) for name in kept}
             bar.update(int(piece.steps) - int(now.steps))
@@ -92,13 +94,14 @@ def _save(file: Path, identity: str, x: Trajectory, kept: Kept) -> None:
 
 def _resumed(file: Path, begun: Trajectory, identity: str) -> tuple[Trajectory, Kept]:
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
             arrays = dict(saved)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged archive raises what zipfile, zlib and NumPy please
         raise ValueError(f"{file} cannot be read as what an earlier run kept: remove it to begin anew") from error
-    if str(arrays.get("identity")) != identity:
-        raise ValueError(f"{file} is of another run (start, program or steps differ): name another file")
     like, structure = jax.tree.flatten(_bare(begun))
-    leaves = [jnp.asarray(arrays[f"leaf {i}"]) for i in range(len(like))]
+    names = [f"leaf {i}" for i in range(len(like))]
+    if str(arrays.get("identity")) != identity or not arrays.keys() >= set(names):
+        raise ValueError(f"{file} is of another run (start, program or steps differ): name another file")
+    leaves = [jnp.asarray(arrays[name]) for name in names]
     kept = {name.removeprefix("kept "): value for name, value in arrays.items() if name.startswith("kept ")}
     return jax.tree.unflatten(structure, leaves), kept

@@ -74,10 +74,18 @@ def along_path(problem: Problem, x: Params) -> Kept:
     """
     found = {name: np.asarray(value) for name, value in _certified(problem, x).items()}
     labels = np.argmax(problem.Y, axis=0)
-    metrics = [collapse_metrics(H, labels, W, b) for W, H, b in zip(*map(np.asarray, (x.W, x.H, x.b)), strict=True)]
-    found |= {name: np.array([getattr(m, field) for m in metrics]) for name, field in METRICS.items()}
+    metrics = [_metrics(labels, *point) for point in zip(*map(np.asarray, (x.W, x.H, x.b)), strict=True)]
+    found |= {name: np.array([m[name] for m in metrics]) for name in METRICS}
     means = jax.vmap(partial(class_path, problem))(x)
     return found | {"W": np.asarray(means.W), "M": np.asarray(means.H), "b": np.asarray(means.b)}
+
+
+def _metrics(labels: np.ndarray, W: np.ndarray, H: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """NC0 to NC3; NaN where the point is not finite."""
+    if not all(np.isfinite(part).all() for part in (W, H, b)):
+        return dict.fromkeys(METRICS, np.nan)
+    found = collapse_metrics(H, labels, W, b)
+    return {name: getattr(found, field) for name, field in METRICS.items()}
 
 
 @jax.jit
@@ -101,10 +109,9 @@ def rests(problem: Problem, marks: Landmarks, kept: Kept) -> list[dict[str, Any]
 
 
 def _rest(problem: Problem, marks: Landmarks, kept: Kept, plateau: Plateau) -> dict[str, Any]:
-    here = slice(plateau.middle, plateau.middle + 1)
-    x = Params(*(jnp.asarray(kept[name][here]) for name in ("W", "M", "b")))
-    index, away = nearest(marks, x)
-    found = settle(problem, jax.tree.map(lambda a: a[0], x))
+    x = Params(*(jnp.asarray(kept[name][plateau.middle]) for name in ("W", "M", "b")))
+    index, away = nearest(marks, jax.tree.map(lambda a: a[None], x))
+    found = settle(problem, x)
     steps = {name: int(kept["step"][getattr(plateau, name)]) for name in ("first", "middle", "last")}
     near = {"nearest": marks.names[index[0]], "distance": float(away[0]), "value": float(kept["value"][plateau.middle])}
     if found is None:

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
 from ufm.model.problem import Params, Problem, logits, objective
-from ufm.numerics.dynamics import Fate, descend
+from ufm.numerics.dynamics import Fate, descend, judge
 from ufm.numerics.flow import distance, gradient_flow, left_ball
 from ufm.theory.escape import escape_direction
 from ufm.theory.rates import Method
@@ -23,7 +23,8 @@ class Outcome(enum.IntEnum):
     """Whether a saddle was left.
 
     STAYED: not within the steps or the time given. ON_SADDLE: the start is the saddle to rounding, so that nothing but
-    rounding errors could leave it. DIVERGED, NOT_FINITE: f rose, or ended as inf or NaN, as with steps too large.
+    rounding errors could leave it. DIVERGED: f was above its start where the ball was left, or at the end if it was
+    not, as with steps too large. NOT_FINITE: f or the point was inf or NaN before.
     """
 
     LEFT = 0
@@ -56,7 +57,7 @@ def steepest_start(problem: Problem, saddle: Params, size: float | Array) -> Par
 
 def random_start(problem: Problem, saddle: Params, size: float | Array, key: Key[Array, ""]) -> Params:
     """The point at this distance from a saddle in an isotropic random direction of all variables."""
-    keys = Params(*jax.random.split(key, 3))
+    keys = jax.tree.unflatten(jax.tree.structure(saddle), jax.random.split(key, 3))
     v = jax.tree.map(lambda x, k: jax.random.normal(k, jnp.shape(x)), saddle, keys)
     v = v if problem.use_bias else eqx.tree_at(lambda p: p.b, v, 0 * v.b)
     return jax.tree.map(lambda a, da: a + size / optax.tree.norm(v) * da, saddle, v)
@@ -76,12 +77,16 @@ def departure(
         steps: the most that are taken; all are.
     """
     optimiser = optax.sgd(method.eta, method.momentum, method.nesterov)
-    far = Partial(_distance_from, saddle)
-    found = descend(Partial(objective, problem), start, optimiser, steps, observe=far)
-    logs = jnp.log(jnp.maximum(found.observed, jnp.finfo(found.observed.dtype).tiny))
+    seen = Partial(_distance_and_value, problem, saddle)
+    found = descend(Partial(objective, problem), start, optimiser, steps, observe=seen)
+    sizes, values = found.observed
+    logs = jnp.log(jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))
     end, middle = (_crossing(logs, level) for level in (jnp.log(radius), (jnp.log(radius) + logs[0]) / 2))
     rate = (jnp.log(radius) - logs[0]) / 2 / (end - middle)
-    return _departure(saddle, found.observed[0], end, rate, jnp.isfinite(end), found.fate)
+    left = jnp.isfinite(end)
+    there = values[jnp.where(left, jnp.ceil(end), 0).astype(int)]
+    fate = jnp.where(left, judge(values[0], there, jnp.isfinite(there)), found.fate)
+    return _departure(saddle, sizes[0], end, rate, left, fate)
 
 
 def _departure(saddle: Params, size: Array, time: Array, rate: Array, left: Array, fate: Array) -> Departure:
@@ -95,8 +100,8 @@ def _departure(saddle: Params, size: Array, time: Array, rate: Array, left: Arra
     return Departure(time, rate, outcome)
 
 
-def _distance_from(centre: Params, x: Params) -> Array:
-    return distance(x, centre)
+def _distance_and_value(problem: Problem, centre: Params, x: Params) -> tuple[Array, Array]:
+    return distance(x, centre), objective(problem, x)
 
 
 def _crossing(logs: Float[Array, " records"], level: Array) -> Array:

@@ -38,8 +38,8 @@ def function_name(function: Any) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """The text with every address of this process replaced."""
-    return re.sub(r"0x[0-9a-f]{6,}", "0x", text)
+    """The text with every address of this process replaced; the bytes of arrays, dense<"0x...">, stay."""
+    return re.sub(r'(?<!dense<")0x[0-9a-f]{6,}', "0x", text)
 
 
 def _source(function: Callable) -> str:

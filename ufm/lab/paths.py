@@ -161,9 +161,9 @@ def plateaus(value: Float[np.ndarray, " T"], grad_norm: Float[np.ndarray, " T"])
     """Where a path rests: at minima of ‖∇f‖ a decade deep, the start's included and the end's not."""
     f, slope = value, np.log10(np.maximum(grad_norm, np.finfo(float).tiny))
     high = slope.max() + 2 * DIP
-    middles = scipy.signal.find_peaks(-np.concatenate([[high], slope, [high]]), prominence=DIP)[0] - 1
+    middles = scipy.signal.find_peaks(-np.concatenate([[high], slope]), prominence=DIP)[0] - 1
     found = []
-    for middle in middles[middles < len(f) - 1]:
+    for middle in middles:
         off = np.flatnonzero(np.abs(f - f[middle]) > LEVEL * (f.max() - f.min()))
         before, after = off[off < middle], off[off > middle]
         if after.size:

@@ -271,4 +271,4 @@ def sample_columns(problem: Problem, key: Key[Array, ""], size: int) -> Problem:
     p = problem
     drawn = jax.random.choice(key, p.Y.shape[1], (size,), p=jnp.asarray(p.multiplicity / p.total))
     weights = jnp.zeros(p.Y.shape[1]).at[drawn].add(p.total / size)
-    return Problem(jnp.asarray(p.Y), weights, p.loss, p.lam_W, p.lam_H, p.lam_b, p.d, p.use_bias)
+    return eqx.tree_at(lambda q: q.multiplicity, p, weights)

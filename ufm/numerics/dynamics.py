@@ -68,7 +68,8 @@ def descend(
 
     Compiled once per function, optimiser and shapes: pass data as functools.partial(fun, data). jit and vmap go
     through it, also over hyper-parameters of an optimiser made inside the mapped function. The numbers of a seed are
-    the same bit for bit on one machine, in one go or continued.
+    the same bit for bit on one machine, in one go or continued by two steps or more (a loop of one step is compiled
+    into something else, which may round otherwise).
 
     Args:
         fun: a scalar function of a pytree of floating arrays; if a key is given, of a pytree and a key.
@@ -83,11 +84,16 @@ def descend(
     Raises:
         ValueError: if steps is no multiple of every, or either is too small.
     """
-    if every < 1 or steps < 0 or steps % every:
-        raise ValueError(f"steps must be a multiple of every ≥ 1, got steps = {steps}, every = {every}")
+    check_steps(steps, every)
     observe = as_pytree_function(nothing if observe is None else observe)
     begun = params if isinstance(params, Trajectory) else None
     return _descend(as_pytree_function(fun), params, begun is None, optimiser, steps // every, every, observe, key)
+
+
+def check_steps(steps: int, every: int) -> None:
+    """Refuse steps that are no multiple of every."""
+    if every < 1 or steps < 0 or steps % every:
+        raise ValueError(f"steps must be a multiple of every ≥ 1, got steps = {steps}, every = {every}")
 
 
 def nothing(x: PyTree) -> None:

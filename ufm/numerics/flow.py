@@ -66,10 +66,23 @@ def gradient_flow(
         at: times of the records, ascending, from 0 to time.
         rtol: relative tolerance on each step.
         atol: absolute tolerance on each step, in units of x.
+
+    Raises:
+        ValueError: if `at` is not ascending within 0 and time, or time is negative, where they are known.
     """
+    _check_times(time, at)
     observe = as_pytree_function(nothing if observe is None else observe)
     events = tuple(as_pytree_function(event) for event in until)
     return _flow(as_pytree_function(fun), params, time, events, observe, jnp.asarray(at, float), rtol, atol)
+
+
+def _check_times(time: Any, at: Any) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((time, at))):
+        return
+    if not time >= 0:
+        raise ValueError(f"time must be at least 0, got {time}")
+    if len(at) and not (np.all(np.diff(at) > 0) and at[0] >= 0 and at[-1] <= time):
+        raise ValueError(f"at must be ascending times from 0 to {time}, got {list(map(float, at))}")
 
 
 @jax.jit

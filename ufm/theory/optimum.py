@@ -138,3 +138,9 @@ def origin_logits(tied: Problem) -> Float[Array, "K K"]:
     """The logits of every class's sample at W = H = 0: the best bias."""
     zero = jnp.zeros((tied.K, tied.K))
     return zero + optimal_bias(tied, zero, zero[0])[:, None] if tied.use_bias else zero
+
+
+def origin(problem: Problem) -> Params:
+    """W = H = 0 at the best bias: a critical point for any counts, bias and λ's (THEORY 1.4, 1.5)."""
+    b = origin_logits(tie_features(problem))[:, 0]
+    return Params(jnp.zeros((problem.K, problem.d), b.dtype), jnp.zeros((problem.d, problem.Y.shape[1]), b.dtype), b)

@@ -15,14 +15,14 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, polygamma
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ufm.model.problem import Problem, tie_features
 from ufm.theory.duality import sample_gradient
 from ufm.theory.optimum import origin_logits
 from ufm.theory.spectrum import Spectrum
 
-Real = float | np.floating | Float[Array | np.ndarray, "..."]
+Real = int | float | np.number | Num[Array | np.ndarray, "..."]
 
 
 class Method(NamedTuple):
@@ -158,9 +158,9 @@ class Separation(eqx.Module):
         sizes: the class sizes that it tells apart, Σ_k u_k² n_k.
     """
 
-    curvatures: Float[Array, " K-1"]
-    contrasts: Float[Array, "K K-1"]
-    sizes: Float[Array, " K-1"]
+    curvatures: Float[Array, " contrasts"]
+    contrasts: Float[Array, "K contrasts"]
+    sizes: Float[Array, " contrasts"]
 
 
 def separation(problem: Problem) -> Separation:
