@@ -233,7 +233,7 @@ def test_the_names_of_the_optimisers_are_the_labs():
 E_, D_ = " ".join(ESCAPE), " ".join(DESCEND)
 BAD = {
     f"{E_} --saddle 3 2": r"saddle must be the group sizes of a saddle of this problem \(2\+1, 3\), got \[3, 2\]",
-    f"{E_} --saddle 1 1 1": r"saddle must have negative curvature, and the point of groups 1\+1\+1 has none: merge more",
+    f"{E_} --saddle 1 1 1": r"saddle must have negative curvature, and the point of groups 1\+1\+1 has none: merge",
     f"{E_} --lam-W 20": r"saddle must have negative curvature, .* 3 has none: .* or take smaller lam_W and lam_H",
     f"{E_} --d 1 --saddle 2 1": "d must exceed the rank 1 of W at the saddle",
     f"{E_} --distances 1e-3": "distances must be positive and smaller than radius = 0.001, got 0.001",

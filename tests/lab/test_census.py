@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ufm.lab import census as module
-from ufm.lab.census import hunt, tied_classes
+from ufm.lab.census import hunt, settle, tied_classes
 from ufm.lab.claims.landscape import opposed_norm
 from ufm.lab.dense import dense_eigenvalues
-from ufm.model.problem import Params, balanced, class_mean_problem, init, objective, tie_features
+from ufm.model.problem import Params, balanced, class_mean_problem, init, objective, penalty, tie_features
 from ufm.theory.atlas import coarse_etf
 from ufm.theory.optimum import balanced_value
 from ufm.theory.orbits import point_of_logits
@@ -185,3 +185,58 @@ def test_tied_classes_agree_in_everything():
         Params(tied.W, tied.H, tied.b.at[2].add(1e-4)),
     ):
         assert tied_classes(problem, other) == ((0,), (1,), (2,), (3,))
+
+
+# Newton from near
+
+
+def near(x, size, seed=0):
+    """x moved by so much in a random direction of each of its arrays."""
+    moves = init(PROBLEM, jax.random.key(seed), scale=1.0)
+    return jax.tree.map(lambda a, m: a + size * m / jnp.linalg.norm(m), x, moves)
+
+
+@pytest.mark.usefixtures("hastily")
+@pytest.mark.parametrize(
+    ("groups", "rank", "index", "known"),
+    [(1, 0, 6, True), (3, 2, 0, True), ("opposed", 1, 2, False)],
+)
+def test_newton_settles_on_the_critical_point_nearby(groups, rank, index, known):
+    x = opposed(PROBLEM) if groups == "opposed" else coarse_etf(PROBLEM, groups)
+    found = settle(PROBLEM, near(x, 1e-2))
+    gradient = jax.grad(functools.partial(objective, PROBLEM))(found.params)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-12
+    assert found.value == pytest.approx(float(objective(PROBLEM, x)), rel=1e-12)
+    tied = tie_features(PROBLEM)
+    stated = module._invariants(tied, x)
+    assert module._invariants(tied, found.params) == pytest.approx(stated, abs=1e-10)
+    assert (found.rank, found.index, found.known, found.hits) == (rank, index, known, 1)
+    assert found.smallest_eigenvalue == pytest.approx(signs(x)[2], abs=1e-10)
+    # Newton's step of least norm leaves the orbit's directions alone, so it ends near where it began
+    assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (found.params, x)), strict=True)) < 0.1
+
+
+@pytest.mark.usefixtures("hastily")
+def test_newton_takes_class_means_of_a_problem_with_samples():
+    problem = balanced(3, 2, 3, lam_W=0.05, lam_H=0.02, use_bias=False)
+    means = coarse_etf(tie_features(problem), 3)
+    found = settle(problem, Params(1.01 * means.W, 0.99 * means.H, means.b))
+    assert found.value == pytest.approx(float(balanced_value(problem)), rel=1e-12)
+    assert (found.index, found.rank, found.partition, found.known) == (0, 2, ((0,), (1,), (2,)), True)
+
+
+@pytest.mark.usefixtures("hastily")
+def test_newton_from_far_away_finds_nothing():
+    assert settle(PROBLEM, init(PROBLEM, jax.random.key(0), scale=1e3)) is None
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_units_weigh_both_penalties_by_one(use_bias):
+    """f/s = g/s + (‖x‖² without b)/2, for a problem whose λ's differ and whose classes have samples."""
+    tied = class_mean_problem([3, 1, 2], 4, lam_W=0.05, lam_H=0.002, use_bias=use_bias)
+    units, x = module._Units(tied), init(tied, jax.random.key(0))
+    vector = units.vector(x)
+    assert vector.shape == (2 * 3 * 4 + 3 * use_bias,)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, rtol=1e-14)), units.point(vector), x))
+    assert float(units.fun(vector) * tied.s) == pytest.approx(float(objective(tied, x)), rel=1e-14)
+    assert float(penalty(tied, x) / tied.s) == pytest.approx(float(np.sum(vector[:24] ** 2)) / 2, rel=1e-14)

@@ -135,7 +135,7 @@ def test_a_course_resumes_from_its_file_and_draws_with_its_key(tmp_path):
         np.testing.assert_array_equal(a, b)
     run = descend(found.fun, start, found.optimiser, 4, every=2, key=key)
     np.testing.assert_allclose(one[0].params.W, run.params.W, atol=1e-13)
-    with pytest.raises(ValueError, match="^key must be given for a descent that draws its samples$"):
+    with pytest.raises(ValueError, match=r"^key must be given for a descent that draws its samples$"):
         course(SMALL, found, start, 4)
 
 

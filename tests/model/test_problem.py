@@ -17,7 +17,10 @@ from ufm.model.problem import (
     imbalanced,
     init,
     logits,
+    mean_loss,
     objective,
+    penalty,
+    sample_columns,
     tie_features,
 )
 
@@ -49,6 +52,65 @@ def test_objective_equals_the_loops(build, use_bias):
         x = init(problem, jax.random.key(seed), scale=2.0)
         x = Params(x.W, x.H, x.b + 0.3)  # without a bias b must not matter
         assert float(objective(problem, x)) == pytest.approx(by_loops(problem, x), rel=64 * EPS)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("build", [imbalanced, class_mean_problem])
+def test_the_loss_and_the_penalty_add_up_and_the_penalty_alone_knows_lambda(build, use_bias):
+    problem = build(COUNTS, 4, **LAMBDAS, use_bias=use_bias)
+    x = init(problem, jax.random.key(0), scale=2.0)
+    x = Params(x.W, x.H, x.b + 0.3)
+    fit, decay = float(mean_loss(problem, x)), float(penalty(problem, x))
+    assert fit + decay == pytest.approx(by_loops(problem, x), rel=64 * EPS)
+    other = build(COUNTS, 4, lam_W=1.0, lam_H=2.0, lam_b=3.0, use_bias=use_bias)
+    assert float(mean_loss(other, x)) == fit
+    omega = np.asarray(problem.multiplicity)
+    hand = 5e-3 * np.sum(x.W**2) + 2e-3 * np.sum(omega * x.H**2) + use_bias * 1e-2 * np.sum(x.b**2)
+    assert decay == pytest.approx(hand / 2, rel=16 * EPS)
+
+
+def test_the_penaltys_gradient_is_the_decay_and_homogeneous():
+    problem = class_mean_problem(COUNTS, 4, **LAMBDAS)
+    x = init(problem, jax.random.key(0))
+    slope = jax.grad(functools.partial(penalty, problem))(x)
+    np.testing.assert_allclose(slope.W, 5e-3 * x.W, rtol=4 * EPS)
+    np.testing.assert_allclose(slope.H, 2e-3 * np.array(COUNTS) * x.H, rtol=4 * EPS)
+    np.testing.assert_allclose(slope.b, 1e-2 * x.b, rtol=4 * EPS)
+    assert float(penalty(problem, jax.tree.map(lambda a: 3 * a, x))) == pytest.approx(9 * float(penalty(problem, x)))
+
+
+@pytest.mark.parametrize("build", [imbalanced, class_mean_problem])
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_batch_has_f_as_its_mean_and_counts_every_draw_alike(build, size):
+    """Multinomial counts: mean ω_i, variance (N²/size) p_i (1 − p_i), in units of the mean's standard error."""
+    problem, number = build(COUNTS, 4, **LAMBDAS), 4000
+    keys = jax.random.split(jax.random.key(0), number)
+    draw = jax.jit(jax.vmap(lambda key: sample_columns(problem, key, size).multiplicity))
+    weights, omega = np.asarray(draw(keys)), np.asarray(problem.multiplicity)
+    np.testing.assert_allclose(weights.sum(1), 6, rtol=8 * EPS)
+    np.testing.assert_allclose(weights * size / 6, np.round(weights * size / 6), atol=1e-12)
+    p = omega / 6
+    z = (weights.mean(0) - omega) / np.sqrt(36 / size * p * (1 - p) / number)
+    assert np.abs(z).max() < 4
+    np.testing.assert_allclose(weights.var(0), 36 / size * p * (1 - p), rtol=6 / np.sqrt(number / 6))
+    x = init(problem, jax.random.key(1))
+    values = np.asarray(jax.jit(jax.vmap(lambda key: objective(sample_columns(problem, key, size), x)))(keys))
+    assert abs(values.mean() - float(objective(problem, x))) < 4 * values.std() / np.sqrt(number)
+
+
+def test_a_batch_drawn_at_once_is_the_one_drawn_under_jit():
+    problem, key = class_mean_problem(COUNTS, 4, **LAMBDAS), jax.random.key(3)
+    x = init(problem, jax.random.key(1))
+    eager = sample_columns(problem, key, 1)  # which leaves two classes out
+    traced = jax.jit(lambda k: sample_columns(problem, k, 1))(key)
+    np.testing.assert_array_equal(eager.multiplicity, traced.multiplicity)
+    assert sorted(eager.multiplicity.tolist()) == [0, 0, 6]
+    k = int(np.argmax(eager.multiplicity))
+    alone = np.log(np.sum(np.exp(x.W @ x.H[:, k] + x.b))) - x.W[k] @ x.H[:, k] - x.b[k]
+    assert float(mean_loss(eager, x)) == pytest.approx(float(alone), rel=32 * EPS)
+    hand = 5e-3 * np.sum(x.W**2) + 2e-3 * 6 * np.sum(x.H[:, k] ** 2) + 1e-2 * np.sum(x.b**2)
+    assert float(penalty(eager, x)) == pytest.approx(float(hand) / 2, rel=32 * EPS)
+    assert jax.tree.structure(eager) == jax.tree.structure(problem)
 
 
 def test_balanced_is_imbalanced_with_equal_counts_in_class_order():
@@ -225,6 +287,20 @@ def test_a_point_of_another_shape_is_refused_not_broadcast(call, name):
     shapes[name] = {"W": (3, 2), "H": (4, 1), "b": (1,)}[name]
     x = Params(**{key: jnp.zeros(shape) for key, shape in shapes.items()})
     refuse(f"^{name} must have shape .* for this problem, got", call, problem, x)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+@pytest.mark.usefixtures("unchecked")
+def test_batches_of_no_size_are_refused(size):
+    refuse(
+        "^size must be an integer of at least 1", sample_columns, balanced(3, 2, 4, **LAMBDAS), jax.random.key(0), size
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_loss_of_a_point_of_another_shape_is_refused():
+    x = Params(jnp.zeros((3, 4)), jnp.zeros((4, 1)), jnp.zeros(3))
+    refuse("^H must have shape", mean_loss, balanced(3, 2, 4, **LAMBDAS), x)
 
 
 def test_targets_beyond_memory_are_not_made_by_accident():

@@ -71,7 +71,7 @@ def departure(
     Args:
         problem: the model.
         saddle: a critical point, the centre of the ball.
-        start: inside the ball. On the saddle itself the outcome is STAYED, or what rounding errors grow to.
+        start: inside the ball. On the saddle itself, to rounding, the outcome is ON_SADDLE whatever rounding grows to.
         radius: of the ball.
         method: the step; η and β may be traced.
         steps: the most that are taken; all are.

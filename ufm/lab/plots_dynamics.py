@@ -58,23 +58,26 @@ def _course_title(summary: Row) -> str:
 
 def _line(axes: Axes, step: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:
     shown = (step > 0) & np.isfinite(values) & (values > 0)
+    label = label if shown.any() else f"{label}: zero"
     axes.loglog(step, np.where(shown, values, np.nan), label=label, **MEASURED | style)
 
 
 def _steps(step: np.ndarray) -> tuple[float, float]:
-    return (step[1], max(step[-1], 2 * step[1])) if len(step) > 1 else (0.5, 2.0)
+    """From before the first record after the start to the last."""
+    return float(step[1]) / 2, float(step[-1])
 
 
 def _terminal(axes: Axes, terminal: Row | str, step: np.ndarray, grad_norm: np.ndarray, excess: np.ndarray) -> None:
-    """The predicted decay of f − f* and ‖∇f‖ through the middle of the records that its factor was measured on."""
+    """The predicted decay of f − f* and ‖∇f‖ through a point of each, from half as many steps as it was measured on."""
     if isinstance(terminal, str) or terminal["measured_factor"] is None:
         return
     first, last = (int(np.searchsorted(step, terminal[name])) for name in ("first", "last"))
-    after = step[first // 2 : last + 1]
+    drawn = np.arange(first // 2, last + 1)
     for values, power, label in ((grad_norm, 1, "predicted decay"), (excess, 2, None)):
-        middle = (first + last) // 2
-        decay = values[middle] * np.exp(power * np.log(terminal["predicted_factor"]) * (after - step[middle]))
-        axes.plot(after, decay, **PREDICTED, label=label)
+        known = drawn[np.isfinite(values[drawn])]
+        middle = known[len(known) // 2]
+        decay = values[middle] * np.exp(power * np.log(terminal["predicted_factor"]) * (step[drawn] - step[middle]))
+        axes.plot(step[drawn], decay, **PREDICTED, label=label)
 
 
 def _shade(axes: Axes, rest: Row, letter: str) -> None:
