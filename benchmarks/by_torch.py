@@ -61,18 +61,18 @@ def descend_by_torch(fun: TorchObjective, start: Params, *, steps: int, eta: flo
 def descend_batch_by_torch(
     labels: np.ndarray, lams: np.ndarray, start: Params, *, steps: int, eta: float
 ) -> list[list[np.ndarray]]:
-    """Where gradient descent with every λ_W = λ_H in lams and a free bias leads: batched by hand, in place.
+    """Where gradient descent with every (λ_W, λ_H), the rows of lams, and a free bias leads: batched, in place.
 
     Samples lie in columns, as in the mathematics, which here is three times as fast as PyTorch's habit of rows.
     """
     W, H, b = (torch.from_numpy(np.stack([part] * len(lams))) for part in (start.W, start.H, start.b))
     Y = torch.nn.functional.one_hot(torch.from_numpy(labels)).T.to(W.dtype)
-    shrink = torch.from_numpy(1 - eta * lams)[:, None, None]
+    shrink_W, shrink_H = torch.from_numpy(1 - eta * lams).T[:, :, None, None]
     for _ in range(steps):
         R = torch.softmax(torch.baddbmm(b[:, :, None], W, H), 1).sub_(Y).mul_(-eta / len(labels))
         slope = R @ H.mT
-        H.mul_(shrink).baddbmm_(W.mT, R)
-        W.mul_(shrink).add_(slope)
+        H.mul_(shrink_H).baddbmm_(W.mT, R)
+        W.mul_(shrink_W).add_(slope)
         b.add_(R.sum(2))
     return [[part[i].numpy() for part in (W, H, b)] for i in range(len(lams))]
 

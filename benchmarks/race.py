@@ -41,7 +41,7 @@ class Row:
 
     Attributes:
         seconds: median wall time after compilation; None where the contender is missing.
-        error: the accuracy reached, f − f*.
+        error: the accuracy reached, f − f*; None of what solves nothing.
         ratio: seconds over ours: above 1, ours is ahead.
         note: what else a reader must know.
     """
@@ -57,7 +57,7 @@ class Row:
     note: str = ""
 
 
-def race(job: str, contenders: Sequence[Contender], error: Callable[[Any], float], repeats: int) -> list[Row]:
+def race(job: str, contenders: Sequence[Contender], error: Callable[[Any], float | None], repeats: int) -> list[Row]:
     """A row for each contender, ours first.
 
     After an untimed run each, they take turns, so that what else the machine does falls on all alike.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.by_numpy import NumpyObjective, descend_by_numpy, flatten, solve_by_scipy
-from benchmarks.descend import ETA, descent
+from benchmarks.descend import ETA, descent, floors
 from benchmarks.descend import NUMPY as NUMPY_DESCENT
 from benchmarks.descend import TORCH as TORCH_DESCENT
 from benchmarks.race import CORES, HAS_TORCH, Contender, Row, absent, compile_time, race
@@ -43,6 +43,7 @@ def compare_descent_sweeps(K: int, n: int, d: int, lams: np.ndarray, steps: int,
         run = compiled(partial(cell, steps=steps), grid, make=equal_lambdas)
         contenders.append(Contender(f"ufm.sweep of {name}", run, steps, compile_time(run), [CORES]))
     contenders += [Contender(name, run, steps) for name, run in descend_by_others(problems, steps).items()]
+    contenders += floors(problems, init(problems[0], jax.random.key(0)), steps)
     job = f"{len(lams)} λ's × {steps} gradient steps"
     return race(job, contenders, _excess(problems), repeats) + absent(job, TORCH_DESCENTS) + absent(job, BATCHED)
 
@@ -107,7 +108,7 @@ def mean_problem(K: int, load: float, n: int, d: int) -> Problem:
 
 
 def differentiated(problem: Problem, *, steps: int) -> Params:
-    """Where gradient descent by autodiff leads from a random start."""
+    """Where ufm.descend leads from a random start."""
     return descent(problem, init(problem, jax.random.key(0)), steps)
 
 
@@ -137,7 +138,7 @@ def found(problem: Problem) -> dict[str, Any]:
     return solved(problem, jax.random.key(0))
 
 
-DESCENTS = {"a gradient by hand": by_hand, "jax.grad(ufm.objective)": differentiated}
+DESCENTS = {"ufm.descend": differentiated, "a gradient by hand": by_hand}
 CLOSED = {"closed form and certificate": known}
 OPTIMA = CLOSED | {"L-BFGS, Newton and certificate": found}
 
@@ -151,7 +152,7 @@ def descend_by_others(problems: Sequence[Problem], steps: int) -> dict[str, Call
         from benchmarks.by_torch import TorchObjective, descend_batch_by_torch, descend_by_torch
 
         objectives = [TorchObjective(problem) for problem in problems]
-        labels, lams = np.argmax(problems[0].Y, axis=0), np.array([float(problem.lam_W) for problem in problems])
+        labels, lams = np.argmax(problems[0].Y, axis=0), np.array([[float(p.lam_W), float(p.lam_H)] for p in problems])
         others[TORCH_DESCENTS] = lambda: [descend_by_torch(fun, start, **options) for fun in objectives]
         others[BATCHED] = partial(descend_batch_by_torch, labels, lams, start, **options)
     return others
@@ -180,12 +181,14 @@ def _tuned(solves: Sequence[Callable], problems: Sequence[Problem], most: int) -
     return lambda: [attempt() for attempt in chosen]
 
 
-def _excess(problems: Sequence[Problem]) -> Callable[[Any], float]:
-    """The largest f − f* of points, or of what a sweep returned."""
+def _excess(problems: Sequence[Problem]) -> Callable[[Any], float | None]:
+    """The largest f − f* of points, or of what a sweep returned; None of nothing."""
     funs = [NumpyObjective(problem) for problem in problems]
     optima = [float(optimal_value(problem)) for problem in problems]
 
-    def error(end: Any) -> float:
+    def error(end: Any) -> float | None:
+        if end is None:
+            return None
         if "excess" in end:
             return float(end["excess"].max())
         points = zip(end["W"], end["H"], end["b"], strict=True) if isinstance(end, dict) else end

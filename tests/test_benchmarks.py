@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from benchmarks import scale, sweeps
 from benchmarks.by_numpy import NumpyObjective, descend_by_numpy, flatten
 from benchmarks.curvature import COUNTERS
-from benchmarks.descend import ETA, descend
+from benchmarks.descend import ETA, descended
 from benchmarks.imbalanced import ACCURATE, ATTEMPTS
 from benchmarks.race import HAS_TORCH, Contender, fewest_steps, race
 from benchmarks.run import Config, main
@@ -41,7 +41,7 @@ def test_the_numpy_objective_is_the_models(problem, start):
 
 
 def test_descents_lead_to_the_same_point(problem, start):
-    ours = descend(problem, start, steps=30)
+    ours = descended(problem, start, steps=30)
     theirs = descend_by_numpy(NumpyObjective(problem), flatten(start), steps=30, eta=ETA)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=TOL, atol=TOL)
@@ -51,7 +51,7 @@ def test_descents_lead_to_the_same_point(problem, start):
 def test_the_pytorch_descent_leads_there_too(problem, start):
     from benchmarks.by_torch import TorchObjective, descend_by_torch
 
-    ours = descend(problem, start, steps=30)
+    ours = descended(problem, start, steps=30)
     theirs = descend_by_torch(TorchObjective(problem), start, steps=30, eta=ETA)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=TOL, atol=TOL)

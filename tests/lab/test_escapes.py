@@ -121,11 +121,24 @@ def test_a_start_on_the_saddle_is_named_even_where_rounding_would_escape():
 @pytest.mark.usefixtures("hastily")
 @pytest.mark.parametrize("groups", SADDLES)
 def test_steps_far_too_large_are_named_and_have_no_time(groups):
-    """Where ηλ_W > 2 a step multiplies large weights by more than 1 − ηλ_W, at the last η to beyond any float."""
-    etas = jnp.array([0.5, 3 / 2e-2, 1e7])
+    """One step of 10⁷ goes where f is higher, one of 10¹⁶⁰ where it overflows."""
+    etas = jnp.array([0.5, 1e7, 1e160])
     found = jax.jit(jax.vmap(lambda eta: steepest(groups, 1e-4, Method(eta), steps=70)))(etas)
     assert found.outcome.tolist() == [Outcome.LEFT, Outcome.DIVERGED, Outcome.NOT_FINITE]
     assert np.isfinite(found.time).tolist() == np.isfinite(found.rate).tolist() == [True, False, False]
+
+
+@pytest.mark.usefixtures("hastily")
+@pytest.mark.parametrize("groups", SADDLES)
+def test_a_saddle_is_left_though_f_rises_far_beyond_it(groups):
+    """With a step too large for what lies beyond, the ball is left downhill and on time, and only then f rises."""
+    method, saddle = Method(150.0), coarse_etf(PROBLEM, groups)
+    start = steepest_start(PROBLEM, saddle, 1e-4)
+    found = departure(PROBLEM, saddle, start, RADIUS, method, 70)
+    assert int(found.outcome) == Outcome.LEFT
+    run = descend(functools.partial(objective, PROBLEM), start, optax.sgd(*method), 70)
+    assert not float(run.value) < float(run.start_value)
+    assert float(found.time) == pytest.approx(float(escape_steps(curvature(groups), 1e-4, RADIUS, method)), rel=1e-2)
 
 
 @pytest.mark.usefixtures("hastily")

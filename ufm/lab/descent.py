@@ -17,7 +17,7 @@ from ufm.lab.optimisers import MOMENTUM, optimiser
 from ufm.lab.optimum import optimal_value
 from ufm.lab.paths import Plateau, landmarks, plateaus
 from ufm.model.problem import Problem, check_integer, init
-from ufm.numerics.dynamics import Fate, judge
+from ufm.numerics.dynamics import Fate, Trajectory, judge
 from ufm.theory.optimum import is_balanced
 from ufm.theory.rates import Method, step_limit, terminal_factor
 from ufm.theory.spectrum import hessian_spectrum
@@ -30,19 +30,10 @@ Row = dict[str, Any]
 
 
 def descent(
-    problem: Problem,
-    name: str,
-    lr: float | None,
-    *,
-    schedule: Literal["constant", "cosine"] = "constant",
-    steps: int,
-    every: int = 1,
-    scale: float = 1.0,
-    batch: int | None = None,
-    key: Key[Array, ""],
-    file: Path | None = None,
-    quiet: bool = True,
-) -> tuple[Row, Kept]:
+    problem: Problem, name: str, lr: float | None, *, schedule: Literal["constant", "cosine"] = "constant",
+    steps: int, every: int = 1, scale: float = 1.0, batch: int | None = None, key: Key[Array, ""],
+    file: Path | None = None, quiet: bool = True,
+) -> tuple[Row, Kept]:  # fmt: skip
     """A descent as (scalars and tables, arrays along the way), which plots_dynamics.draw_course takes.
 
     Args:
@@ -69,25 +60,26 @@ def descent(
     rule = optimiser(problem, name, rate, batch=batch)
     _make_folder(file)
     end, kept = course(problem, rule, start, steps, every=every, key=draw_key, file=file, quiet=quiet)
-    last = int(end.steps) // every
+    known = _known(problem, name, schedule, batch)
+    told = {"optimiser": name, "lr": lr, "schedule": schedule, "batch": batch}
+    ended = _ended(end, kept, int(end.steps) // every, optimum)
+    terminal = known if isinstance(known, str) else _terminal(problem, known._replace(eta=lr), kept, optimum)
+    rested, why = _rests(problem, kept) if ended["fate"] == Fate.DESCENDED.name else ([], "f did not fall")
+    return told | ended | {"terminal": terminal, "plateaus": rested, "unnamed": why}, kept
+
+
+def _ended(end: Trajectory, kept: Kept, last: int, optimum: float) -> Row:
+    """The last finite record, and the fate of f itself, whatever was descended on."""
     value = jnp.asarray(kept["value"])
     fate = Fate(int(judge(value[0], value[last], end.fate != Fate.NOT_FINITE)))
-    known = _known(problem, name, schedule, batch)
-    result = {
-        "optimiser": name,
-        "lr": lr,
-        "schedule": schedule,
-        "batch": batch,
+    return {
         "steps": int(end.steps),
         "fate": fate.name,
         "optimal_value": optimum,
         "value": float(value[last]),
         "excess": float(value[last]) - optimum,
         **{key: float(kept[key][last]) for key in ("gap", "rounding", "grad_norm", *METRICS)},
-        "terminal": known if isinstance(known, str) else _terminal(problem, known._replace(eta=lr), kept, optimum),
     }
-    rested, why = _rests(problem, kept) if fate == Fate.DESCENDED else ([], "f did not fall")
-    return result | {"plateaus": rested, "unnamed": why}, kept
 
 
 def _check(name: str, lr: float | None, schedule: str, steps: int, every: int, scale: float, batch: int | None) -> None:

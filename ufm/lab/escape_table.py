@@ -26,18 +26,10 @@ Row = dict[str, Any]
 
 
 def escape_table(
-    problem: Problem,
-    groups: Sequence[int],
-    distances: Sequence[float],
-    radius: float,
-    *,
-    eta: float | None = None,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    seeds: int = 0,
-    key: Key[Array, ""],
-    quiet: bool = True,
-) -> tuple[Row, dict[str, np.ndarray]]:
+    problem: Problem, groups: Sequence[int], distances: Sequence[float], radius: float, *,
+    eta: float | None = None, momentum: float = 0.0, nesterov: bool = False, seeds: int = 0,
+    key: Key[Array, ""], quiet: bool = True,
+) -> tuple[Row, dict[str, np.ndarray]]:  # fmt: skip
     """Steps in which optax.sgd, and the time in which the gradient flow leaves a saddle, measured beside predicted.
 
     From every distance one start lies along the steepest direction, an eigenvector of λ_min, and `seeds` lie in
@@ -75,22 +67,16 @@ def escape_table(
     largest = float(extreme_eigenpairs(product, saddle.params, 1, "largest", largest_key).eigenvalues[0])
     method = Method(0.5 / largest if eta is None else eta, momentum, nesterov)
     limit = float(step_limit(largest, method))
-    found: dict[str, list[Any]] = {"distance": [], "steps": [], "time": [], "random": []}
-    rows = []
-    for i, distance in enumerate(tqdm(distances, desc="escapes", disable=quiet, leave=False)):
-        keys = [jax.random.fold_in(jax.random.fold_in(start_key, i), j) for j in range(seeds)]
-        row, times = _row(problem, saddle, distance, radius, method, keys)
-        rows.append(row)
-        for name, value in (times | {"distance": distance}).items():
-            found[name].append(value)
+    own = [jax.random.fold_in(start_key, i) for i in range(len(distances))]
+    keys = [[jax.random.fold_in(k, j) for j in range(seeds)] for k in own]
+    starts = tqdm(list(zip(distances, keys, strict=True)), desc="escapes", disable=quiet, leave=False)
+    rows, times = zip(*(_row(problem, saddle, size, radius, method, drawn) for size, drawn in starts), strict=True)
     table = {
         "saddle": _described(problem, saddle) | {"largest_eigenvalue": largest},
         "method": method._asdict() | {"step_limit": limit, "above_limit": method.eta >= limit},
-        "radius": radius,
-        "seeds": seeds,
-        "escapes": rows,
-    }
-    return table, {name: np.asarray(values) for name, values in found.items()}
+        "radius": radius, "seeds": seeds, "escapes": list(rows),
+    }  # fmt: skip
+    return table, {name: np.array([row[name] for row in times]) for name in times[0]}
 
 
 def _check(distances: Sequence[float], radius: float, eta: float | None, momentum: float) -> None:
@@ -197,7 +183,7 @@ def _row(
     if keys:
         mean = float(escape_steps(c, distance * math.exp(-loss), radius, method))
         row["random"] = {"predicted_mean": mean, "predicted_sd": spread / rate} | _spread(times[1:], left)
-    return row, {"steps": times[0], "time": float(flow.time), "random": times[1:]}
+    return row, {"distance": distance, "steps": times[0], "time": float(flow.time), "random": times[1:]}
 
 
 def _allowed(latest: float, seeds: int) -> int:

@@ -16,6 +16,7 @@ from ufm.numerics.flow import distance, gradient_flow, left_ball
 from ufm.theory.escape import escape_direction
 from ufm.theory.rates import Method
 
+FLOW_ACCURACY = 1e-8  # of the flow's steps, relative to the start's distance
 ROUNDINGS = 64  # units of the saddle's last place within which a start counts as on it
 
 
@@ -84,7 +85,7 @@ def departure(
     end, middle = (_crossing(logs, level) for level in (jnp.log(radius), (jnp.log(radius) + logs[0]) / 2))
     rate = (jnp.log(radius) - logs[0]) / 2 / (end - middle)
     left = jnp.isfinite(end)
-    there = values[jnp.where(left, jnp.ceil(end), 0).astype(int)]
+    there = values[jnp.argmax(logs > jnp.log(radius))]
     fate = jnp.where(left, judge(values[0], there, jnp.isfinite(there)), found.fate)
     return _departure(saddle, sizes[0], end, rate, left, fate)
 
@@ -116,7 +117,7 @@ def flow_departure(
 ) -> Departure:
     """When the gradient flow from a start leaves the ball about a saddle, within so much time."""
     fun, size = Partial(objective, problem), distance(start, saddle)
-    flow = partial(gradient_flow, fun, start, time)
+    flow = partial(gradient_flow, fun, start, time, atol=FLOW_ACCURACY * size)
     middle, end = (flow(until=[left_ball(saddle, level)]) for level in (jnp.sqrt(size * radius), radius))
     rate = jnp.log(radius / size) / 2 / (end.time - middle.time)
     return _departure(saddle, size, end.time, rate, end.event == 0, end.fate)

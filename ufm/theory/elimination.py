@@ -10,6 +10,7 @@ T_i = C_i − U_iWᵀC_i/N; U and A⁻¹ act on δW alone. Since 1ᵀC = 0 and 1
 tied classes split S further: into the differences inside each group, all alike, and the groups' sums.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -70,11 +71,10 @@ def inertia(problem: Problem, params: Params) -> Inertia:
         raise ValueError("params and problem must be known, not traced, to count eigenvalues")
     problem, params = jax.tree.map(lambda x: jnp.asarray(x, float), (problem, params))
     columns = _distinct_columns(problem, params)
-    value, gradient = jax.value_and_grad(lambda x: objective(problem, x))(params)
+    value, gradient, relative = _first_order(problem, params)
     if not np.isfinite(value):
         raise ValueError("W, H or b is too large: f overflows there")
-    R = problem.loss.residual(logits(problem, params), problem.Y)
-    relative = float(relative_gradient(problem, params, gradient, R))
+    relative = float(relative)
     shift = _zero_shift(problem, params, gradient, relative) if relative <= CRITICAL else 0.0
     counts, margin = np.zeros(3, int), np.inf
     for Q, multiplicity in _row_blocks(_tied_classes(problem, params, columns)):
@@ -86,6 +86,14 @@ def inertia(problem: Problem, params: Params) -> Inertia:
     counts[2] += problem.d * (1 + round(float(problem.total))) + (problem.use_bias and not free)
     negative, zero, positive = counts.tolist()
     return Inertia(negative, zero, positive, margin, relative)
+
+
+@jax.jit
+def _first_order(problem: Problem, params: Params) -> tuple[Array, Params, Array]:
+    """f, ∇f and the relative gradient."""
+    value, gradient = jax.value_and_grad(functools.partial(objective, problem))(params)
+    R = problem.loss.residual(logits(problem, params), problem.Y)
+    return value, gradient, relative_gradient(problem, params, gradient, R)
 
 
 class _Columns(NamedTuple):

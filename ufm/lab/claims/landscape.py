@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -132,14 +133,15 @@ def partition_saddles(full: bool) -> Cases:
             text = f"{_text(problem)} {point.partition}"
             right = (point.index, point.nullity) == _dense_signs(problem, point.params)
             value, rank = _tied_minimum(problem, point.partition)
-            yield f"{text} gradient", _relative_gradient(problem, point.params) if right else math.inf
+            yield f"{text} gradient", float(_relative_gradient(problem, point.params)) if right else math.inf
             yield f"{text} f", abs(value / point.value - 1) if rank == point.rank else math.inf
 
 
-def _relative_gradient(problem: Problem, x: Params) -> float:
-    gradient = jax.grad(lambda y: objective(problem, y))(x)
+@jax.jit
+def _relative_gradient(problem: Problem, x: Params) -> jax.Array:
+    gradient = jax.grad(partial(objective, problem))(x)
     R = problem.loss.residual(logits(problem, x), problem.Y)
-    return float(relative_gradient(problem, x, gradient, R))
+    return relative_gradient(problem, x, gradient, R)
 
 
 def _tied_minimum(problem: Problem, partition: Partition) -> tuple[float, int]:
