@@ -25,9 +25,9 @@ from ufm.theory.rates import (
     escape_rate,
     escape_steps,
     escape_time,
+    log_factor,
     projection_loss,
-    step_factor,
-    terminal_factor,
+    terminal_rate,
 )
 
 FALL = 1e-8, 1e-11  # of the first gradient norm, between which a terminal rate is measured
@@ -177,12 +177,12 @@ def _arrivals(config: Config, K: int) -> Iterator[dict[str, Any]]:
         near = random_start(problem, best, 0.1 * optax.tree.norm(best), jax.random.key(config.seed))
         for beta in (0.0, *config.terminal_momenta):
             method = Method(1 / float(spectrum.eigenvalues.max()), beta)
-            factor = float(terminal_factor(spectrum, method))
-            swings = beta > 0 and factor <= beta**0.5 * (1 + 1e-12)
-            steps = int(np.log(1e-13) / np.log(factor))
+            rate = float(terminal_rate(spectrum, method))
+            swings = beta > 0 and rate >= -np.log(beta) / 2 * (1 - 1e-12)
+            steps = int(np.log(1e13) / rate)
             yield {
                 "K": K, "load": load, "method": f"momentum {beta:g}" if beta else "gradient descent",
-                "eta": method.eta, "complex": swings, "predicted_rate": -np.log(factor),
+                "eta": method.eta, "complex": swings, "predicted_rate": rate,
                 "rate": _terminal_rate(problem, near, method, steps, SWINGING if swings else FALL),
             }  # fmt: skip
 
@@ -208,7 +208,7 @@ def _random(config: Config) -> dict[str, Any]:
     curvature, variables = float(levels.eigenvalues.min()), sum(levels.multiplicities)
     method = Method(1 / float(levels.eigenvalues.max()))
     mean, deviation = projection_loss(levels.index, variables)
-    growth = float(jnp.log(step_factor(curvature, method)))
+    growth = float(log_factor(curvature, method))
     predicted = float(escape_steps(curvature, size, config.radius, method)) + float(mean) / growth
     steps = int(np.ceil(predicted + 10 * float(deviation) / growth)) + 5
 

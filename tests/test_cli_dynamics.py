@@ -14,7 +14,7 @@ from ufm.lab import chunks, courses, optimisers
 from ufm.lab.escapes import departure, steepest_start
 from ufm.lab.optimum import optimal_value
 from ufm.model.problem import Params, balanced, init
-from ufm.theory.rates import Method, projection_loss, step_limit, terminal_factor
+from ufm.theory.rates import Method, projection_loss, step_limit, terminal_rate
 from ufm.theory.spectrum import hessian_spectrum
 
 pytestmark = pytest.mark.usefixtures("hastily")
@@ -131,7 +131,7 @@ def test_descend_ends_at_the_optimum_at_the_predicted_rate(ufm, problem, name):
     method = Method(float(lr), 0.0 if name == "sgd" else 0.9, name == "nesterov")
     spectrum = hessian_spectrum(problem)
     terminal = result["terminal"]
-    assert terminal["predicted_factor"] == pytest.approx(float(terminal_factor(spectrum, method)))
+    assert terminal["predicted_factor"] == pytest.approx(np.exp(-float(terminal_rate(spectrum, method))))
     assert terminal["step_limit"] == pytest.approx(float(step_limit(spectrum.eigenvalues.max(), method)))
     assert np.log(terminal["measured_factor"]) == pytest.approx(np.log(terminal["predicted_factor"]), rel=0.05)
     assert result["fate"] == "DESCENDED"

@@ -102,8 +102,8 @@ def _certified(problem: Problem, x: Params) -> dict[str, Array]:
 def rests(problem: Problem, marks: Landmarks, kept: Kept) -> list[dict[str, Any]]:
     """The plateaus of a course, each with the landmark nearest to it and the critical point that Newton finds from it.
 
-    The critical point may be one that is no partition saddle (THEORY 8.4); it is None where Newton finds none. A
-    plateau at the start is included, one at the end is not.
+    The critical point may be one that is no partition saddle (THEORY 8.4); it is None where Newton finds none, and
+    `newton` is how far it went. A plateau at the start is included, one at the end is not.
     """
     return [_rest(problem, marks, kept, plateau) for plateau in plateaus(kept["value"], kept["grad_norm"])]
 
@@ -112,10 +112,11 @@ def _rest(problem: Problem, marks: Landmarks, kept: Kept, plateau: Plateau) -> d
     x = Params(*(jnp.asarray(kept[name][plateau.middle]) for name in ("W", "M", "b")))
     index, away = nearest(marks, jax.tree.map(lambda a: a[None], x))
     found = settle(problem, x)
+    moved = None if found is None else _between(problem, x, found.params)
     steps = {name: int(kept["step"][getattr(plateau, name)]) for name in ("first", "middle", "last")}
     near = {"nearest": marks.names[index[0]], "distance": float(away[0]), "value": float(kept["value"][plateau.middle])}
     if found is None:
-        return steps | near | {"saddle": None}
+        return steps | near | {"saddle": None, "newton": None}
     saddle = {
         "partition": partition_name(found.partition),
         "known": found.known,
@@ -124,4 +125,10 @@ def _rest(problem: Problem, marks: Landmarks, kept: Kept, plateau: Plateau) -> d
         "index": found.index,
         "smallest_eigenvalue": found.smallest_eigenvalue,
     }
-    return steps | near | {"saddle": saddle}
+    return steps | near | {"saddle": saddle, "newton": moved}
+
+
+def _between(problem: Problem, x: Params, y: Params) -> float:
+    """‖x − y‖ over all samples, of points with a column per class."""
+    squares = jnp.sum((x.W - y.W) ** 2) + jnp.sum(problem.counts * (x.H - y.H) ** 2) + jnp.sum((x.b - y.b) ** 2)
+    return float(jnp.sqrt(squares))

@@ -19,7 +19,7 @@ from ufm.lab.paths import Plateau, landmarks, plateaus
 from ufm.model.problem import Problem, check_integer, init
 from ufm.numerics.dynamics import Fate, Trajectory, judge
 from ufm.theory.optimum import is_balanced
-from ufm.theory.rates import Method, step_limit, terminal_factor
+from ufm.theory.rates import Method, step_limit, terminal_rate
 from ufm.theory.spectrum import hessian_spectrum
 
 METHODS = {"sgd": (0.0, False), "momentum": (MOMENTUM, False), "nesterov": (MOMENTUM, True)}
@@ -122,7 +122,7 @@ def _terminal(problem: Problem, method: Method, kept: Kept, optimum: float) -> R
     """The terminal factor of the method at the optimum, and the one measured, with the steps between which it was."""
     spectrum = hessian_spectrum(problem)
     limit = float(step_limit(np.max(spectrum.eigenvalues), method))
-    row = {"predicted_factor": float(terminal_factor(spectrum, method)), "step_limit": limit}
+    row = {"predicted_factor": math.exp(-float(terminal_rate(spectrum, method))), "step_limit": limit}
     window = terminal_window(kept["value"], kept["grad_norm"], optimum)
     if window is None:
         return row | {"measured_factor": None}

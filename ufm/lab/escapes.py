@@ -2,15 +2,17 @@
 
 import enum
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from ufm.model.problem import Params, Problem, logits, objective
+from ufm.model.problem import Params, Problem, is_concrete, logits, objective
 from ufm.numerics.dynamics import Fate, descend, judge
 from ufm.numerics.flow import distance, gradient_flow, left_ball
 from ufm.theory.escape import escape_direction
@@ -25,7 +27,7 @@ class Outcome(enum.IntEnum):
 
     STAYED: not within the steps or the time given. ON_SADDLE: the start is the saddle to rounding, so that nothing but
     rounding errors could leave it. DIVERGED: f was above its start where the ball was left, or at the end if it was
-    not, as with steps too large. NOT_FINITE: f or the point was inf or NaN before.
+    not, as with steps too large. NOT_FINITE: f or the point was inf or NaN before. OUTSIDE: the start was not inside.
     """
 
     LEFT = 0
@@ -33,6 +35,7 @@ class Outcome(enum.IntEnum):
     ON_SADDLE = 2
     DIVERGED = 3
     NOT_FINITE = 4
+    OUTSIDE = 5
 
 
 class Departure(eqx.Module):
@@ -51,7 +54,12 @@ class Departure(eqx.Module):
 
 
 def steepest_start(problem: Problem, saddle: Params, size: float | Array) -> Params:
-    """The point at this distance from a partition saddle along its steepest direction (THEORY 0), an eigenvector."""
+    """The point at this distance from a partition saddle along its steepest direction (THEORY 0), an eigenvector.
+
+    Raises:
+        ValueError: if a column of the problem stands for more than one sample, as in departure.
+    """
+    _check_columns(problem)
     v = escape_direction(problem, saddle, problem.loss.residual(logits(problem, saddle), problem.Y))
     return jax.tree.map(lambda a, da: a + size * da, saddle, v)
 
@@ -62,6 +70,11 @@ def random_start(problem: Problem, saddle: Params, size: float | Array, key: Key
     v = jax.tree.map(lambda x, k: jax.random.normal(k, jnp.shape(x)), saddle, keys)
     v = v if problem.use_bias else eqx.tree_at(lambda p: p.b, v, 0 * v.b)
     return jax.tree.map(lambda a, da: a + size / optax.tree.norm(v) * da, saddle, v)
+
+
+def _check_columns(problem: Problem) -> None:
+    if is_concrete(problem.multiplicity) and not bool(np.all(np.asarray(problem.multiplicity) == 1)):
+        raise ValueError("problem must have a column for every sample, as balanced and imbalanced make it, to descend")
 
 
 def departure(
@@ -76,7 +89,11 @@ def departure(
         radius: of the ball.
         method: the step; η and β may be traced.
         steps: the most that are taken; all are.
+
+    Raises:
+        ValueError: if a column stands for more than one sample, whose descent is another than theory's.
     """
+    _check_columns(problem)
     optimiser = optax.sgd(method.eta, method.momentum, method.nesterov)
     seen = Partial(_distance_and_value, problem, saddle)
     found = descend(Partial(objective, problem), start, optimiser, steps, observe=seen)
@@ -87,14 +104,16 @@ def departure(
     left = jnp.isfinite(end)
     there = values[jnp.argmax(logs > jnp.log(radius))]
     fate = jnp.where(left, judge(values[0], there, jnp.isfinite(there)), found.fate)
-    return _departure(saddle, sizes[0], end, rate, left, fate)
+    return _departure(saddle, sizes[0], radius, end, rate, left, fate)
 
 
-def _departure(saddle: Params, size: Array, time: Array, rate: Array, left: Array, fate: Array) -> Departure:
+def _departure(
+    saddle: Params, size: Array, radius: Any, time: Array, rate: Array, left: Array, fate: Array
+) -> Departure:
     rounding = ROUNDINGS * jnp.finfo(size.dtype).eps * optax.tree.norm(saddle)
     outcome = jnp.select(
-        [size <= rounding, fate == Fate.NOT_FINITE, fate == Fate.DIVERGED, left],
-        [Outcome.ON_SADDLE, Outcome.NOT_FINITE, Outcome.DIVERGED, Outcome.LEFT],
+        [size <= rounding, ~(size < radius), fate == Fate.NOT_FINITE, fate == Fate.DIVERGED, left],
+        [Outcome.ON_SADDLE, Outcome.OUTSIDE, Outcome.NOT_FINITE, Outcome.DIVERGED, Outcome.LEFT],
         Outcome.STAYED,
     )
     time, rate = (jnp.where(outcome == Outcome.LEFT, x, jnp.nan) for x in (time, rate))
@@ -116,8 +135,9 @@ def flow_departure(
     problem: Problem, saddle: Params, start: Params, radius: float | Array, time: float | Array
 ) -> Departure:
     """When the gradient flow from a start leaves the ball about a saddle, within so much time."""
+    _check_columns(problem)
     fun, size = Partial(objective, problem), distance(start, saddle)
     flow = partial(gradient_flow, fun, start, time, atol=FLOW_ACCURACY * size)
     middle, end = (flow(until=[left_ball(saddle, level)]) for level in (jnp.sqrt(size * radius), radius))
     rate = jnp.log(radius / size) / 2 / (end.time - middle.time)
-    return _departure(saddle, size, end.time, rate, end.event == 0, end.fate)
+    return _departure(saddle, size, radius, end.time, rate, end.event == 0, end.fate)

@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -21,13 +22,15 @@ class Fate(enum.IntEnum):
     """How a trajectory ended.
 
     STILL: f is what it was at the start, to rounding; what starts on a critical point never leaves it. DIVERGED: f
-    ended above its start, as with steps that are too large. NOT_FINITE: the point or f was inf or NaN on the way.
+    ended above its start, as with steps that are too large. NOT_FINITE: the point was inf or NaN at a record, or f was
+    at the start or the end. STEP_LIMIT: a flow ran out of steps before its time, f being too stiff for them.
     """
 
     DESCENDED = 0
     STILL = 1
     DIVERGED = 2
     NOT_FINITE = 3
+    STEP_LIMIT = 4
 
 
 class Trajectory(eqx.Module):
@@ -82,9 +85,12 @@ def descend(
         key: for a fun that draws, as a mini-batch: step k gets fold_in(key, k).
 
     Raises:
-        ValueError: if steps is no multiple of every, or either is too small.
+        ValueError: if steps is no multiple of every, either is no integer or too small, or a Trajectory's state is not
+            of this optimiser's form.
     """
     check_steps(steps, every)
+    if isinstance(params, Trajectory):
+        _check_state(optimiser, params)
     observe = as_pytree_function(nothing if observe is None else observe)
     begun = params if isinstance(params, Trajectory) else None
     return _descend(as_pytree_function(fun), params, begun is None, optimiser, steps // every, every, observe, key)
@@ -92,8 +98,14 @@ def descend(
 
 def check_steps(steps: int, every: int) -> None:
     """Refuse steps that are no multiple of every."""
-    if every < 1 or steps < 0 or steps % every:
+    if not all(isinstance(x, int | np.integer) for x in (steps, every)) or every < 1 or steps < 0 or steps % every:
         raise ValueError(f"steps must be a multiple of every ≥ 1, got steps = {steps}, every = {every}")
+
+
+def _check_state(optimiser: optax.GradientTransformation, begun: Trajectory) -> None:
+    wanted: Any = jax.tree.structure(jax.eval_shape(optimiser.init, begun.params))
+    if jax.tree.structure(begun.state) != wanted:
+        raise ValueError("optimiser must be the one of the trajectory that it goes on with; its state has another form")
 
 
 def nothing(x: PyTree) -> None:

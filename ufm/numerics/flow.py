@@ -13,7 +13,7 @@ import optimistix
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
-from ufm.numerics.dynamics import is_finite, judge, masked, nothing
+from ufm.numerics.dynamics import Fate, is_finite, judge, masked, nothing
 from ufm.numerics.minimise import as_pytree_function
 
 MOST_STEPS = 1_000_000  # after which a flow counts as lost
@@ -49,8 +49,8 @@ def gradient_flow(
     until: Sequence[Callable[[PyTree], Float[Array, ""]]] = (),
     observe: Callable[[PyTree], PyTree] | None = None,
     at: Sequence[float] | np.ndarray | Array = (),
-    rtol: float = 1e-8,
-    atol: float = 1e-12,
+    rtol: float | Array = 1e-8,
+    atol: float | Array = 1e-12,
 ) -> Flow:
     """dx/dt = −∇fun(x) from params, by the method of Tsitouras (order 5) with adaptive steps (diffrax).
 
@@ -61,11 +61,12 @@ def gradient_flow(
         fun: a scalar function of a pytree of floating arrays.
         params: where to start.
         time: how long.
-        until: functions of the point; the flow stops where one changes sign, as left_ball and small_gradient do.
-        observe: what to record of a point; nothing if None.
+        until: functions of the point; the flow stops where the first of them changes sign, as left_ball and
+            small_gradient do. What is past at the start already does not stop it.
+        observe: what to record of a point, floating arrays; nothing if None.
         at: times of the records, ascending, from 0 to time.
         rtol: relative tolerance on each step.
-        atol: absolute tolerance on each step, in units of x.
+        atol: absolute tolerance on each step, in units of x; to be far below the distance from a saddle that is left.
 
     Raises:
         ValueError: if `at` is not ascending within 0 and time, or time is negative, where they are known.
@@ -97,7 +98,13 @@ def _flow(
     def field(t: Any, y: PyTree, args: Any) -> PyTree:
         return jax.tree.map(jnp.negative, gradient(point(y)))
 
-    conditions = [lambda t, y, args, event=event, **kwargs: event(point(y)) for event in events]
+    def ahead(x: PyTree) -> Array:
+        """The events, all positive until they happen."""
+        return jnp.stack([jnp.where(event(params) < 0, -1, 1) * event(x) for event in events])
+
+    def condition(t: Any, y: PyTree, args: Any, **kwargs: Any) -> Array:
+        return jnp.min(ahead(point(y)))
+
     saved = [diffrax.SubSaveAt(t1=True)]
     if at.size:
         saved.append(diffrax.SubSaveAt(ts=at, fn=lambda t, y, args: observe(point(y))))
@@ -106,16 +113,16 @@ def _flow(
         diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, time, None, jax.tree.map(jnp.zeros_like, params),
         saveat=diffrax.SaveAt(subs=saved),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        event=diffrax.Event(conditions, root) if conditions else None,
+        event=diffrax.Event(condition, root) if events else None,
         adjoint=diffrax.ForwardMode(), max_steps=MOST_STEPS, throw=False,
     )  # fmt: skip
     x = point(jax.tree.map(lambda y: y[0], solution.ys[0]))
     end, value = solution.ts[0][0], fun(x)
-    masks = jnp.stack(solution.event_mask) if conditions else jnp.zeros(1, bool)
-    alive = is_finite((x, end)) & (solution.result != diffrax.RESULTS.max_steps_reached)
-    observed = jax.vmap(masked)(solution.ys[1], at <= end) if at.size else None
-    fate = judge(fun(params), value, alive)
-    return Flow(x, value, end, fate, jnp.where(masks.any(), jnp.argmax(masks), -1), at, observed)
+    event = jnp.where(solution.event_mask, jnp.argmin(ahead(x)), -1) if events else jnp.array(-1)
+    observed = jax.vmap(masked)(solution.ys[1], (at <= end) & is_finite(params)) if at.size else None
+    spent = solution.result == diffrax.RESULTS.max_steps_reached
+    fate = jnp.where(spent, Fate.STEP_LIMIT, judge(fun(params), value, is_finite((x, end))))
+    return Flow(x, value, end, fate, event, at, observed)
 
 
 def left_ball(centre: PyTree, radius: float | Array) -> Partial:

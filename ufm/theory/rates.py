@@ -6,7 +6,9 @@ new m), so that x_k = A z₊^k + B z₋^k with z± the roots of
 
     z² − (1 + β − ηc) z + β = 0,    in Nesterov's form    z² − (1 + β)(1 − ηc) z + β(1 − ηc) = 0,
 
-and z₊ = 1 − ηc, z₋ = 0 without momentum. Everything here is asymptotic: for small distances, and many steps.
+and z₊ = 1 − ηc, z₋ = 0 without momentum. In e = z − 1 and a = −ηc they are e² + pe − a = 0 with p = 1 − β − a, or
+1 − β − (1+β)a, which loses nothing where a is small. Everything here is asymptotic: for small distances, and many
+steps; and it is about descent on all N columns of H: class means have another dynamics with other curvatures.
 """
 
 from typing import Any, NamedTuple
@@ -34,24 +36,35 @@ class Method(NamedTuple):
 
 
 def _quadratic(curvature: Real, method: Method) -> tuple[Array, Array, Array]:
-    """Sum and product of the roots z±, and x_1/x_0 from rest."""
-    eta, beta, nesterov = method
-    step = jnp.asarray(eta * curvature)
-    if nesterov:
-        return (1 + beta) * (1 - step), beta * (1 - step), 1 - (1 + beta) * step
-    return 1 + beta - step, beta + 0 * step, 1 - step
+    """a, p and x_1/x_0 − 1 from rest: the roots are z± = 1 + (−p ± √(p² + 4a))/2."""
+    a = jnp.asarray(-method.eta * curvature)
+    first = (1 + method.momentum) * a if method.nesterov else a
+    return a, 1 - method.momentum - first, first
 
 
-def step_factor(curvature: Real, method: Method) -> Float[Array, "..."]:
-    """max |z±|: by what a step multiplies the distance along an eigenvector of this curvature, asymptotically.
+def _larger(a: Array, p: Array, root: Array) -> Array:
+    """z₊ − 1, the root = √(p² + 4a) being real."""
+    return jnp.where(p > 0, 2 * a / jnp.where(p + root > 0, p + root, 1), (root - p) / 2)
 
-    Above 1 for negative curvature, below 1 for positive up to step_limit; without momentum |1 − ηc|.
+
+def log_factor(curvature: Real, method: Method) -> Float[Array, "..."]:
+    """log max |z±|: by what a step adds to the log distance along an eigenvector of this curvature, asymptotically.
+
+    Positive for negative curvature, negative for positive up to step_limit; without momentum log |1 − ηc|.
 
     Source: THEORY 1.4 for gradient descent; the roots for momentum are Polyak's (1964), derived in this file's top.
     """
-    total, product, _ = _quadratic(curvature, method)
-    root = jnp.sqrt(jnp.maximum(total**2 / 4 - product, 0))
-    return jnp.where(total**2 / 4 >= product, jnp.abs(total) / 2 + root, jnp.sqrt(jnp.abs(product)))
+    a, p, _ = _quadratic(curvature, method)
+    square = p**2 + 4 * a
+    root = jnp.sqrt(jnp.maximum(square, 0))
+    product = method.momentum * (1 + a if method.nesterov else 1)  # of the roots
+    real = jnp.maximum(jnp.log1p(_larger(a, p, root)), jnp.log(jnp.abs(1 - (p + root) / 2)))
+    return jnp.where(square >= 0, real, jnp.log(jnp.abs(product)) / 2)
+
+
+def step_factor(curvature: Real, method: Method) -> Float[Array, "..."]:
+    """max |z±|, the exponential of log_factor."""
+    return jnp.exp(log_factor(curvature, method))
 
 
 def escape_rate(curvature: Real, method: Method) -> Float[Array, "..."]:
@@ -61,7 +74,7 @@ def escape_rate(curvature: Real, method: Method) -> Float[Array, "..."]:
 
     Source: THEORY 1.4.
     """
-    return jnp.log(step_factor(curvature, method)) / method.eta
+    return log_factor(curvature, method) / method.eta
 
 
 def escape_steps(curvature: Real, distance: Real, radius: Real, method: Method) -> Float[Array, "..."]:
@@ -81,12 +94,12 @@ def escape_steps(curvature: Real, distance: Real, radius: Real, method: Method) 
 
     Source: THEORY 1.4; momentum derived for this project.
     """
-    total, product, first = _quadratic(curvature, method)
-    root = jnp.sqrt(jnp.maximum(total**2 / 4 - product, 0))
-    high, low = total / 2 + root, total / 2 - root
-    share = (first - low) / jnp.where(root > 0, 2 * root, 1)
-    steps = jnp.log(radius / (distance * share)) / jnp.log(high)
-    return jnp.where(jnp.asarray(curvature) < 0, jnp.maximum(steps, 0), jnp.inf)
+    a, p, first = _quadratic(curvature, method)
+    negative = jnp.asarray(curvature) < 0
+    root = jnp.sqrt(jnp.where(negative, p**2 + 4 * a, 1))
+    share = (first + (p + root) / 2) / root
+    steps = jnp.log(radius / (distance * share)) / jnp.log1p(_larger(a, p, root))
+    return jnp.where(negative, jnp.maximum(steps, 0), jnp.inf)
 
 
 def escape_time(curvature: Real, distance: Real, radius: Real) -> Float[Array, "..."]:
@@ -126,27 +139,27 @@ def step_limit(largest: Real, method: Method) -> Float[Array, "..."]:
     return jnp.asarray(2 * (1 + beta) / ((1 + 2 * beta if method.nesterov else 1) * largest))
 
 
-def terminal_factor(spectrum: Spectrum, method: Method) -> Float[Array, ""]:
-    """By what a step shrinks the distance to a minimum's orbit in the end: the largest step_factor over the spectrum.
+def terminal_rate(spectrum: Spectrum, method: Method) -> Float[Array, ""]:
+    """−log of the factor by which a step shrinks the distance to a minimum's orbit in the end: the least −log_factor.
 
-    Zeros of the symmetry orbit left out; 1 − ημ without momentum for η ≤ 2/(μ + λ_max), μ the least nonzero eigenvalue.
-    It is reached from generic starts, once the slowest eigenvector alone is left; at 1 or above there is no rate: the
-    minimum is degenerate (κ = 1), or steps are too large.
+    Zeros of the symmetry orbit left out; −log(1 − ημ) without momentum for η ≤ 2/(μ + λ_max), μ the least nonzero
+    eigenvalue. It is reached from generic starts, once the slowest eigenvector alone is left; at 0 or below there is
+    no rate: the minimum is degenerate (κ = 1), or steps are too large.
 
-    Source: THEORY 1.3 (ii); momentum as in step_factor.
+    Source: THEORY 1.3 (ii); momentum as in log_factor.
     """
-    factors = step_factor(spectrum.eigenvalues, method)
-    return jnp.max(jnp.where(spectrum.symmetry, 0, factors))
+    logs = log_factor(spectrum.eigenvalues, method)
+    return -jnp.max(jnp.where(spectrum.symmetry, -jnp.inf, logs))
 
 
-def steps_to_gap(factor: Real, now: Real, gap: Real) -> Float[Array, "..."]:
-    """log(gap/now)/(2 log factor): the steps from f − f* = now to gap, for f − f* falls by factor² a step.
+def steps_to_gap(rate: Real, now: Real, gap: Real) -> Float[Array, "..."]:
+    """log(now/gap)/(2 rate): the steps from f − f* = now to gap, since f − f* falls by 2 rate in its logarithm a step.
 
     Source: THEORY 1.3 (ii).
     """
-    factor = jnp.asarray(factor)
-    steps = jnp.maximum(jnp.log(gap / jnp.asarray(now)) / (2 * jnp.log(factor)), 0)
-    return jnp.where(factor < 1, steps, jnp.inf)
+    rate = jnp.asarray(rate)
+    steps = jnp.maximum(jnp.log(now / jnp.asarray(gap)) / (2 * jnp.where(rate > 0, rate, 1)), 0)
+    return jnp.where(rate > 0, steps, jnp.inf)
 
 
 class Separation(eqx.Module):
