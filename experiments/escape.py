@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.tree_util import Partial
 from jaxtyping import Array
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from ufm.lab.escapes import Outcome, departure, flow_departure, random_start, st
 from ufm.lab.plots_rates import draw_escapes
 from ufm.lab.records import write_run
 from ufm.numerics.dynamics import descend
+from ufm.numerics.flow import gradient_norm
 from ufm.theory.rates import (
     Method,
     escape_rate,
@@ -59,7 +60,7 @@ class Config:
     optima: tuple[int, ...] = (2, 4, 10, 20, 50, 100)
     """K of the optima to arrive at, with λ_W = λ_H."""
     terminal_momenta: tuple[float, ...] = (0.5, 0.9)
-    """β there, besides none: with 0.5 the slowest root is real, with 0.9 it is complex."""
+    """β there, besides none: with 0.5 the slowest root is real for small λ, with 0.9 it is complex."""
     n: int = 2
     """Samples per class."""
     distances: tuple[float, ...] = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
@@ -103,7 +104,7 @@ def main(config: Config) -> Path:
 
 
 def _worst(rows: list[dict[str, Any]], measured: str, predicted: str) -> float:
-    return max(abs(row[measured] / row[predicted] - 1) for row in rows)
+    return float(np.max([abs(row[measured] / row[predicted] - 1) for row in rows]))
 
 
 def _problem(config: Config, K: int, load: Any, ratio: float) -> Problem:
@@ -189,15 +190,12 @@ def _arrivals(config: Config, K: int) -> Iterator[dict[str, Any]]:
 
 def _terminal_rate(problem: Problem, near: Params, method: Method, steps: int, fall: tuple[float, float]) -> float:
     """The slope of log max_{j ≥ k} ‖∇f(x_j)‖ over the steps k by least squares, within a fall."""
-    slope = partial(_gradient_norm, problem)
-    found = descend(partial(objective, problem), near, optax.sgd(method.eta, method.momentum), steps, observe=slope)
+    fun = Partial(objective, problem)
+    step, slope = optax.sgd(method.eta, method.momentum), Partial(gradient_norm, fun)
+    found = descend(fun, near, step, steps, observe=slope)
     norm = np.maximum.accumulate(np.asarray(found.observed)[::-1])[::-1]
     used = np.flatnonzero((norm < fall[0] * norm[0]) & (norm > fall[1] * norm[0]))
     return -float(np.polyfit(used, np.log(norm[used]), 1)[0])
-
-
-def _gradient_norm(problem: Problem, x: Params) -> Array:
-    return optax.tree.norm(jax.grad(partial(objective, problem))(x))
 
 
 def _random(config: Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ class Config:
     """Learning rates of SGD, momentum, Nesterov's momentum and SGDW."""
     adaptive_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     """Learning rates of the others; L-BFGS has none."""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     """cosine (to zero) or constant."""
     steps: int = 20_000
     """Of each run."""
@@ -72,7 +72,7 @@ def main(config: Config) -> Path:
             row, kept = _runs(config, problem, name, rate)
             rows.append(row)
             arrays |= {f"{name} {rate} {quantity}": value for quantity, value in kept.items()}
-    _assert_theory(config, problem, rows)
+    _assert_theory(config, rows, arrays)
     folder = write_run(c.out, config, {"optimum": float(optimal_value(problem)), "rows": rows}, arrays, start=start)
     draw_optimisers(folder)
     return folder
@@ -81,8 +81,7 @@ def main(config: Config) -> Path:
 def _runs(config: Config, problem: Problem, name: str, rate: float | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """All seeds of one optimiser and rate: how they end, mean and standard deviation, and the means over the way."""
     every = config.steps // config.records
-    lr = optax.cosine_decay_schedule(rate, config.steps) if rate and config.schedule == "cosine" else rate
-    descent = optimiser(problem, name, lr)
+    descent = optimiser(problem, name, None if rate is None else _schedule(config, rate))
 
     @jax.jit
     @jax.vmap
@@ -103,6 +102,12 @@ def _runs(config: Config, problem: Problem, name: str, rate: float | None) -> tu
     return row, {quantity: values.mean(0) for quantity, values in kept.items()}
 
 
+def _schedule(config: Config, rate: float) -> optax.Schedule:
+    if config.schedule == "constant":
+        return optax.constant_schedule(rate)
+    return optax.cosine_decay_schedule(rate, config.steps)
+
+
 def _same(x: Params) -> Params:
     return x
 
@@ -120,8 +125,13 @@ def _lighter(problem: Problem) -> Problem:
     return Problem(p.Y, p.multiplicity, p.loss, keep * p.lam_W, keep * p.lam_H, keep * p.lam_b, p.d, p.use_bias)
 
 
-def _assert_theory(config: Config, problem: Problem, rows: list[dict[str, Any]]) -> None:
-    """Gradient descent shrinks 1ᵀW by 1 − ηλ_W a step; SGDW ends where λ's are 1 − β times as large; Adam collapses."""
+def _assert_theory(config: Config, rows: list[dict[str, Any]], arrays: dict[str, Any]) -> None:
+    """Gradient descent shrinks 1ᵀW by 1 − η_kλ_W a step; SGDW ends where λ's are (1 − β)λ; who else collapses."""
+    for rate in config.gradient_rates if "sgd" in config.names else ():
+        nc0, every = arrays[f"sgd {rate} nc0"], config.steps // config.records
+        lr = _schedule(config, rate)(np.arange(every))
+        predicted = 2 * np.sum(np.log1p(-config.lam_W * np.asarray(lr)))
+        assert abs(np.log(nc0[1] / nc0[0]) / predicted - 1) < 1e-6
     assert all(fate == "DESCENDED" for row in rows for fate in row["fates"] if row["coupled"])
     best = {
         name: min((r for r in rows if r["name"] == name), key=lambda r: r["excess"]["mean"]) for name in config.names

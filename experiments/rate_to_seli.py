@@ -21,6 +21,8 @@ from ufm.numerics.dynamics import Fate
 from ufm.numerics.flow import gradient_flow
 from ufm.theory.imbalance import seli_grams
 
+TOLERANCE = 0.1  # of the distance, relative to the line
+
 
 @dataclass(frozen=True)
 class Config:
@@ -59,7 +61,9 @@ def main(config: Config) -> Path:
         rows.append({"lam": lam, "optimum": ends})
         arrays |= {f"time {lam:g}": times, f"distance {lam:g}": off}
     etf = _distance(seli, centring(len(counts)))
-    summary = {"rows": rows, "etf": etf, "fit": _logarithmic(arrays, min(config.lams))}
+    fit = _logarithmic(arrays, min(config.lams))
+    assert fit["worst"] < TOLERANCE, fit
+    summary = {"rows": rows, "etf": etf, "fit": fit}
     folder = write_run(config.out, config, summary, arrays, start=start)
     draw_rate_to_seli(folder)
     return folder
@@ -93,7 +97,7 @@ def _distance(seli: np.ndarray, W: np.ndarray) -> float:
 
 
 def _logarithmic(arrays: dict[str, Any], lam: float) -> dict[str, float]:
-    """1/distance = intercept + slope log t by least squares over the least λ's second half of decades before 1/λ."""
+    """1/distance = intercept + slope log t by least squares for the least λ, from t = λ^−0.4 to 0.1/λ."""
     times, off = arrays[f"time {lam:g}"], arrays[f"distance {lam:g}"]
     used = (times > lam**-0.4) & (times < 0.1 / lam)
     slope, intercept = np.polyfit(np.log(times[used]), 1 / off[used], 1)

@@ -21,7 +21,33 @@ MODULES = sorted(p.stem for p in (Path(__file__).parents[1] / "experiments").glo
 TINY = {
     "atlas": {"counts": (2, 2), "d": 2},
     "classification": {"points": 60},
-    "escape": {"K": 4, "groups": 2, "n": 1, "d": 4},
+    "escape": {
+        "saddles": ((2, 1),),
+        "loads": (0.1,),
+        "distances": (1e-6,),
+        "etas": (0.3,),
+        "momenta": (0.0,),
+        "optima": (2,),
+        "terminal_momenta": (),
+        "random": 3,
+    },
+    "optimisers": {
+        "names": ("sgdw", "adamw"),
+        "K": 3,
+        "n": 2,
+        "d": 4,
+        "lam_W": 2e-2,
+        "lam_H": 2e-2,
+        "lam_b": 2e-2,
+        "steps": 4000,
+        "records": 2,
+        "seeds": 2,
+        "gradient_rates": (2.0,),
+        "adaptive_rates": (0.1,),
+    },
+    "rate_to_seli": {"lams": (1e-1, 1e-3), "records": 30},
+    "saddle_profile": {"K": 4, "groups": 2, "n": 1, "d": 4},
+    "saddle_to_saddle": {"counts": (8, 8, 1, 1), "steps": 20_000, "every": 50},
     "network": {"run": Path("network")},
     "saddle_hunt": {"K": 2, "dimensions": (2,), "loads": (0.1,), "starts": 3},
     "scaling": {"equal": ((3, 4),), "unequal": (), "features": ((3, 4, 12),), "streams": ((3, 4, 12),), "cells": ()},
@@ -37,7 +63,11 @@ SWEPT = {
 TINY |= {name: {"points": 5} for name in SWEPT}
 FIGURE = SWEPT | {
     "atlas": "atlas",
-    "escape": "escape",
+    "escape": "escapes",
+    "optimisers": "optimisers",
+    "rate_to_seli": "seli",
+    "saddle_profile": "escape",
+    "saddle_to_saddle": "journeys",
     "network": "network",
     "saddle_hunt": "census",
     "scaling": "scaling",
@@ -115,4 +145,4 @@ def test_a_wrong_verdict_is_counted(monkeypatch):
 def test_a_run_is_never_overwritten():
     Path("new").mkdir()
     with pytest.raises(ValueError, match="exists already"):
-        _run("escape")
+        _run("saddle_profile")

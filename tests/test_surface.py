@@ -9,14 +9,16 @@ import pytest
 import ufm
 
 NAMES = {
-    "Certificate", "Classification", "Collapse", "CriticalPoint", "CrossEntropy", "Eigenpairs", "Features",
-    "Inertia", "Loss", "Params", "Problem", "Solution", "SpectralDensity", "Spectrum", "Status", "Verdict",
-    "balanced", "certify", "certify_stream", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
-    "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "eigenvector",
-    "extreme_eigenpairs", "global_minimiser", "hessian_operator", "hessian_spectrum", "imbalanced", "inertia",
-    "init", "lanczos", "load_features", "minimise", "objective", "optimal_value", "padded", "polish",
-    "problem_of_features", "samples_mesh", "save_features", "shard", "shard_local", "simplex_etf",
-    "spectral_density", "sweep", "tie_features",
+    "Certificate", "Classification", "Collapse", "CriticalPoint", "CrossEntropy", "Eigenpairs", "Fate",
+    "Features", "Flow", "Inertia", "Loss", "Method", "Params", "Problem", "Separation", "Solution",
+    "SpectralDensity", "Spectrum", "Status", "Trajectory", "Verdict", "balanced", "certify",
+    "certify_stream", "class_mean_problem", "classify", "coarse_etf", "collapse_metrics",
+    "collapse_metrics_stream", "collapse_threshold", "compare", "critical_points", "descend",
+    "eigenvector", "escape_steps", "escape_time", "extreme_eigenpairs", "global_minimiser",
+    "gradient_flow", "hessian_operator", "hessian_spectrum", "imbalanced", "inertia", "init", "lanczos",
+    "load_features", "minimise", "objective", "optimal_value", "padded", "polish", "problem_of_features",
+    "samples_mesh", "save_features", "separation", "shard", "shard_local", "simplex_etf",
+    "spectral_density", "step_limit", "steps_to_gap", "sweep", "terminal_rate", "tie_features",
 }  # fmt: skip
 
 

@@ -34,8 +34,13 @@ from ufm.model.problem import tie_features as tie_features
 from ufm.numerics.curvature import hessian_operator as hessian_operator
 from ufm.numerics.density import SpectralDensity as SpectralDensity
 from ufm.numerics.density import spectral_density as spectral_density
+from ufm.numerics.dynamics import Fate as Fate
+from ufm.numerics.dynamics import Trajectory as Trajectory
+from ufm.numerics.dynamics import descend as descend
 from ufm.numerics.eigenpairs import Eigenpairs as Eigenpairs
 from ufm.numerics.eigenpairs import extreme_eigenpairs as extreme_eigenpairs
+from ufm.numerics.flow import Flow as Flow
+from ufm.numerics.flow import gradient_flow as gradient_flow
 from ufm.numerics.krylov import lanczos as lanczos
 from ufm.numerics.minimise import Solution as Solution
 from ufm.numerics.minimise import Status as Status
@@ -49,5 +54,13 @@ from ufm.theory.eigenvectors import eigenvector as eigenvector
 from ufm.theory.elimination import Inertia as Inertia
 from ufm.theory.elimination import inertia as inertia
 from ufm.theory.optimum import collapse_threshold as collapse_threshold
+from ufm.theory.rates import Method as Method
+from ufm.theory.rates import Separation as Separation
+from ufm.theory.rates import escape_steps as escape_steps
+from ufm.theory.rates import escape_time as escape_time
+from ufm.theory.rates import separation as separation
+from ufm.theory.rates import step_limit as step_limit
+from ufm.theory.rates import steps_to_gap as steps_to_gap
+from ufm.theory.rates import terminal_rate as terminal_rate
 from ufm.theory.spectrum import Spectrum as Spectrum
 from ufm.theory.spectrum import hessian_spectrum as hessian_spectrum

@@ -90,7 +90,7 @@ def test_what_was_interrupted_goes_on_bit_for_bit(tmp_path, fun, key, at):
     rest = Interrupted()
     end, kept = chunked(fun, key=key, keep=rest, file=file)
     same((end, kept), uninterrupted)
-    assert rest.calls == (5 if at <= 2 else 5 - (at - 1))
+    assert rest.calls == (5 if at <= 2 else 6 - (at - 1))  # the start's too
     assert [path.name for path in tmp_path.iterdir()] == ["course.npz"]
 
 
@@ -101,7 +101,7 @@ def test_a_finished_file_returns_at_once(tmp_path, capsys):
     assert "step/s" in capsys.readouterr().err
     before = file.read_bytes()
     same(chunked(file=file, keep=calls), first)
-    assert calls.calls == 0
+    assert calls.calls == 1  # the start's
     assert file.read_bytes() == before
     assert capsys.readouterr() == ("", "")
 
@@ -137,7 +137,7 @@ def test_the_file_of_another_run_is_refused_and_left_alone(tmp_path, one, other)
         one, other = one | plain, other | plain
     chunked(**one, file=file)
     before = file.read_bytes()
-    refuse(file, r"is of another run \(start, program or steps differ\): name another file$", **other)
+    refuse(file, r"is of another run \(start, program, steps or what is kept differ\): name another file$", **other)
     assert file.read_bytes() == before
 
 
@@ -208,7 +208,7 @@ def test_what_is_not_finite_stops_early_and_stays_so(tmp_path):
     assert sum(calls) == len(kept["x"]) <= 11
     number = len(calls)
     same(chunked(**given), (end, kept))
-    assert len(calls) == number
+    assert calls[number:] == [1]  # the start's alone
 
 
 @pytest.mark.parametrize(("steps", "every"), [(7, 2), (-2, 2), (4, 0)])
@@ -225,3 +225,27 @@ def test_data_that_differ_late_in_an_array_are_another_program():
     }
     assert len(texts) == 2
     assert without_addresses("<function f at 0x7f12ab34cd56>") == "<function f at 0x>"
+
+
+@pytest.mark.usefixtures("hastily")
+def test_what_is_kept_differently_is_another_run(tmp_path):
+    file = tmp_path / "course.npz"
+    chunked(file=file)
+    with pytest.raises(ValueError, match="or what is kept differ"):
+        chunked(file=file, keep=lambda x: {"other": np.asarray(x)})
+
+
+@pytest.mark.usefixtures("hastily")
+def test_noise_with_a_key_of_its_own_goes_on(tmp_path):
+    """optax.add_noise keeps a typed key in its state."""
+    noisy = optax.chain(optax.add_noise(0.01, 0.0, jax.random.key(3)), optax.sgd(0.1))
+    given = {"optimiser": noisy, "file": tmp_path / "course.npz"}
+    end, kept = chunked(**given)
+    again, same_kept = chunked(**given)
+    np.testing.assert_array_equal(end.params, again.params)
+    assert {name: x.tolist() for name, x in kept.items()} == {name: x.tolist() for name, x in same_kept.items()}
+
+
+def test_no_record_at_a_time_is_refused():
+    with pytest.raises(ValueError, match=r"^chunk must be"):
+        chunked(chunk=0)

@@ -83,7 +83,7 @@ def test_saddles_that_have_merged_are_left_out():
 
 def test_too_many_are_refused(monkeypatch):
     monkeypatch.setattr(module, "MOST", 4)
-    with pytest.raises(ValueError, match=r"^K must be smaller .*: there are 5, at most 4$"):
+    with pytest.raises(ValueError, match=r"^K must be smaller .*: 5 are more than 4$"):
         landmarks(CASES["no bias"])
 
 

@@ -110,7 +110,7 @@ def _tables(result: dict[str, Any]) -> str:
         _plateaus(result["plateaus"], result["unnamed"]),
     ]
     if result["optimiser"] in DECOUPLED:
-        parts.append("Decay is not coupled: what this optimiser ends on is no critical point of f.")
+        parts.append("Decay is not coupled: what this optimiser ends on is in general no critical point of f.")
     return "\n\n".join(parts)
 
 

@@ -30,7 +30,7 @@ class Escape:
 
     model: Annotated[Model, tyro.conf.arg(name="")] = field(default_factory=lambda: SMALL)
     saddle: tuple[int, ...] = ()
-    """Group sizes of the saddle, such as 2 2 2; the origin (all classes merged) if not given."""
+    """Group sizes of the saddle, such as 2 2 2; if not given, all classes of one size merged (equal counts: W = 0)."""
     distances: tuple[float, ...] = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
     """Distances from the saddle at the start."""
     radius: float = 1e-3

@@ -100,7 +100,7 @@ def critical_points(
     if samples is not None and key is None:
         raise ValueError("key must be given to draw samples of the partitions")
     types = _types(problem) if samples is None or number <= samples else _sampled_types(problem, samples, key)
-    found = {point.partition: point for point in (_critical_point(problem, _example(problem, t)) for t in types)}
+    found = {point.partition: point for point in (critical_point(problem, _example(problem, t)) for t in types)}
     return tuple(sorted(found.values(), key=lambda point: (point.value, point.partition)))
 
 
@@ -164,7 +164,8 @@ def _number(t: Type) -> int:
     return total
 
 
-def _critical_point(problem: Problem, partition: Partition) -> CriticalPoint:
+def critical_point(problem: Problem, partition: Partition) -> CriticalPoint:
+    """The partition saddle of one partition, as critical_points lists it; of a coarser one where groups merge."""
     tied = tie_features(problem)
     means = _tied_optimum(tied, partition)
     _check_tied_optimum(tied, means, partition)

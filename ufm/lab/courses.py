@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
@@ -18,6 +17,7 @@ from ufm.lab.paths import Landmarks, Plateau, class_path, nearest, partition_nam
 from ufm.measure.collapse import collapse_metrics
 from ufm.model.problem import Params, Problem, objective
 from ufm.numerics.dynamics import Trajectory
+from ufm.numerics.flow import gradient_norm
 from ufm.theory.certificate import certify
 
 METRICS = {
@@ -92,9 +92,8 @@ def _metrics(labels: np.ndarray, W: np.ndarray, H: np.ndarray, b: np.ndarray) ->
 def _certified(problem: Problem, x: Params) -> dict[str, Array]:
     def at(point: Params) -> dict[str, Array]:
         found = certify(problem, point)
-        slope = jax.grad(partial(objective, problem))(point)
-        value = objective(problem, point)
-        return {"value": value, "grad_norm": optax.tree.norm(slope), "gap": found.gap, "rounding": found.rounding}
+        value, slope = objective(problem, point), gradient_norm(partial(objective, problem), point)
+        return {"value": value, "grad_norm": slope, "gap": found.gap, "rounding": found.rounding}
 
     return jax.lax.map(at, x)
 

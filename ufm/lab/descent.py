@@ -23,6 +23,7 @@ from ufm.theory.rates import Method, step_limit, terminal_rate
 from ufm.theory.spectrum import hessian_spectrum
 
 METHODS = {"sgd": (0.0, False), "momentum": (MOMENTUM, False), "nesterov": (MOMENTUM, True)}
+TINY = np.finfo(float).tiny
 NEAR = 1e-3  # f − f* relative to f* below which a descent is in its terminal phase
 ROUNDED = 1e-12  # of the largest ‖∇f‖, below which the gradient is rounding
 FALL = 10  # by so much at least ‖∇f‖ falls over the records that the terminal factor is measured on
@@ -123,10 +124,14 @@ def _terminal(problem: Problem, method: Method, kept: Kept, optimum: float) -> R
     spectrum = hessian_spectrum(problem)
     limit = float(step_limit(np.max(spectrum.eigenvalues), method))
     row = {"predicted_factor": math.exp(-float(terminal_rate(spectrum, method))), "step_limit": limit}
-    window = terminal_window(kept["value"], kept["grad_norm"], optimum)
+    swings = bool(
+        terminal_rate(spectrum, method) >= -np.log(max(method.momentum, TINY)) / 2 * (1 - 1e-9)
+    )  # complex roots
+    window = terminal_window(kept["value"], kept["grad_norm"], optimum, whole=swings)
     if window is None:
         return row | {"measured_factor": None}
-    step, slope = kept["step"][window], np.log(kept["grad_norm"][window])
+    later = np.maximum.accumulate(kept["grad_norm"][window[-1] :: -1])[::-1]  # max over the steps that follow
+    step, slope = kept["step"][window], np.log(later[window])
     return row | {
         "measured_factor": math.exp(np.polyfit(step - step[0], slope, 1)[0]),
         "first": int(step[0]),
@@ -135,9 +140,11 @@ def _terminal(problem: Problem, method: Method, kept: Kept, optimum: float) -> R
 
 
 def terminal_window(
-    value: Float[np.ndarray, " T"], grad_norm: Float[np.ndarray, " T"], optimum: float
+    value: Float[np.ndarray, " T"], grad_norm: Float[np.ndarray, " T"], optimum: float, *, whole: bool = False
 ) -> Int[np.ndarray, " records"] | None:
     """The records of a terminal phase: the later half, in log ‖∇f‖, of those from f − f* ≤ f*/1000 on to rounding.
+
+    The whole of them where complex roots make ‖∇f‖ swing, which only many periods average.
 
     None if there is no such phase. It is ‖∇f‖ that is watched, since f − f*, its square, is lost in rounding after half
     as many steps.
@@ -148,7 +155,7 @@ def terminal_window(
     if near.size == 0:
         return None
     early = near[grad_norm[near] > np.sqrt(grad_norm[near[0]] * grad_norm[near[-1]])]
-    window = near[near > early[-1]] if early.size else near
+    window = near[near > early[-1]] if early.size and not whole else near
     falls = window.size >= 3 and grad_norm[window[0]] >= FALL * grad_norm[window[-1]]
     return window if falls else None
 

@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, Key
 from tqdm import tqdm
 
-from ufm.lab.atlas import CriticalPoint, critical_points
+from ufm.lab.atlas import CriticalPoint, critical_point, critical_points
 from ufm.lab.escapes import Departure, Outcome, departure, flow_departure, random_start, steepest_start
 from ufm.model.problem import Problem, check_integer, objective
 from ufm.numerics.curvature import hessian_operator
 from ufm.numerics.eigenpairs import extreme_eigenpairs
+from ufm.theory.atlas import check_partition
+from ufm.theory.optimum import is_balanced
 from ufm.theory.rates import Method, escape_rate, escape_steps, escape_time, projection_loss, step_limit
 
 SLACK, MORE = 1.25, 10  # so many times the steps predicted are taken, and so many more
@@ -93,9 +95,19 @@ def _check(distances: Sequence[float], radius: float, eta: float | None, momentu
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
 
 
+def _points(problem: Problem, groups: Sequence[int], key: Key[Array, ""]) -> tuple[CriticalPoint, ...]:
+    """The one of these groups where counts are equal; the coarsest and the finest; or all."""
+    if not groups:
+        return critical_points(problem, samples=2, key=key)
+    if not is_balanced(problem) or sum(groups) != problem.K or min(groups) < 1 or len(groups) > problem.d + 1:
+        return critical_points(problem)
+    cuts = np.cumsum(groups)[:-1]
+    return (critical_point(problem, check_partition(problem.K, np.split(np.arange(problem.K), cuts))),)
+
+
 def _saddle(problem: Problem, groups: Sequence[int], key: Key[Array, ""]) -> CriticalPoint:
     """The partition saddle of these group sizes, or the coarsest."""
-    points = critical_points(problem, samples=None if groups else 2, key=key)  # the coarsest is in any sample
+    points = _points(problem, groups, key)
     wanted = [p for p in points if p.groups == tuple(sorted(groups, reverse=True))] if groups else [points[-1]]
     if not wanted:
         listed = ", ".join(dict.fromkeys(_sum(p.groups) for p in points if p.index > 0)) or "there is none"

@@ -28,6 +28,7 @@ class Outcome(enum.IntEnum):
     STAYED: not within the steps or the time given. ON_SADDLE: the start is the saddle to rounding, so that nothing but
     rounding errors could leave it. DIVERGED: f was above its start where the ball was left, or at the end if it was
     not, as with steps too large. NOT_FINITE: f or the point was inf or NaN before. OUTSIDE: the start was not inside.
+    STEP_LIMIT: the flow ran out of steps.
     """
 
     LEFT = 0
@@ -36,6 +37,14 @@ class Outcome(enum.IntEnum):
     DIVERGED = 3
     NOT_FINITE = 4
     OUTSIDE = 5
+    STEP_LIMIT = 6
+
+
+FAILED = {
+    Fate.NOT_FINITE: Outcome.NOT_FINITE,
+    Fate.DIVERGED: Outcome.DIVERGED,
+    Fate.STEP_LIMIT: Outcome.STEP_LIMIT,
+}
 
 
 class Departure(eqx.Module):
@@ -112,8 +121,8 @@ def _departure(
 ) -> Departure:
     rounding = ROUNDINGS * jnp.finfo(size.dtype).eps * optax.tree.norm(saddle)
     outcome = jnp.select(
-        [size <= rounding, ~(size < radius), fate == Fate.NOT_FINITE, fate == Fate.DIVERGED, left],
-        [Outcome.ON_SADDLE, Outcome.OUTSIDE, Outcome.NOT_FINITE, Outcome.DIVERGED, Outcome.LEFT],
+        [~jnp.isfinite(size), size <= rounding, ~(size < radius), *(fate == x for x in FAILED), left],
+        [Outcome.NOT_FINITE, Outcome.ON_SADDLE, Outcome.OUTSIDE, *FAILED.values(), Outcome.LEFT],
         Outcome.STAYED,
     )
     time, rate = (jnp.where(outcome == Outcome.LEFT, x, jnp.nan) for x in (time, rate))
@@ -137,7 +146,8 @@ def flow_departure(
     """When the gradient flow from a start leaves the ball about a saddle, within so much time."""
     _check_columns(problem)
     fun, size = Partial(objective, problem), distance(start, saddle)
-    flow = partial(gradient_flow, fun, start, time, atol=FLOW_ACCURACY * size)
+    finest = jnp.finfo(size.dtype).eps * 1e-4  # below which float32 would take no step
+    flow = partial(gradient_flow, fun, start, time, atol=jnp.clip(FLOW_ACCURACY * size, finest, 1e-12))
     middle, end = (flow(until=[left_ball(saddle, level)]) for level in (jnp.sqrt(size * radius), radius))
     rate = jnp.log(radius / size) / 2 / (end.time - middle.time)
     return _departure(saddle, size, radius, end.time, rate, end.event == 0, end.fate)

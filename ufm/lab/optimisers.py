@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PyTree
 
-from ufm.model.problem import Params, Problem, mean_loss, objective, penalty, sample_columns
+from ufm.model.problem import Params, Problem, check_integer, mean_loss, objective, penalty, sample_columns
 
 MOMENTUM = 0.9
 
@@ -61,8 +62,8 @@ def optimiser(problem: Problem, name: str, lr: Any = None, *, batch: int | None 
     Coupled: the optimiser is given ∇f = ∇g + (λ_W W, λ_H H, λ_b b). Decoupled (sgdw, adamw, signumw, muonw): it is
     given ∇g, and every step subtracts lr·(λ_W W, λ_H H, λ_b b) besides. A fixed point of sgdw is then a critical point
     of the model with (1 − β) times these λ's, for its momentum sums gradients to ∇g/(1 − β); one of adamw, signumw or
-    muonw is a critical point of no such model. Momentum is 0.9, Adam's β (0.9, 0.999), ε 1e-8; Muon is optax's, with
-    Adam for b; L-BFGS searches lines and needs no lr.
+    muonw is in general a critical point of no such model. Momentum is 0.9, Adam's β (0.9, 0.999), ε 1e-8; Muon is
+    optax's (its momentum 0.95), with Adam for b; L-BFGS searches lines and needs no lr.
 
     Args:
         problem: the model.
@@ -77,8 +78,14 @@ def optimiser(problem: Problem, name: str, lr: Any = None, *, batch: int | None 
     """
     if name not in OPTIMISERS:
         raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")
-    if lr is None and name != "lbfgs":
-        raise ValueError(f"lr must be given for {name}")
+    if (lr is None) != (name == "lbfgs"):
+        raise ValueError(
+            f"lr must be {'left out for lbfgs, which searches lines' if name == 'lbfgs' else f'given for {name}'}"
+        )
+    if isinstance(lr, int | float) and not 0 < lr < np.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr}")
+    if batch is not None:
+        check_integer("batch", batch, at_least=1)
     recipe = OPTIMISERS[name]
     step = recipe.step(lr) if recipe.coupled else optax.chain(recipe.step(lr), _decay(problem, lr))
     f = objective if recipe.coupled else mean_loss

@@ -53,12 +53,12 @@ def landmarks(problem: Problem) -> Landmarks:
     """All labelled partition saddles (THEORY 8.3), from the lowest f up.
 
     Raises:
-        ValueError: if there are more than a thousand, or as critical_points does.
+        ValueError: if there are more than a thousand partitions, or as critical_points does.
     """
     tied, counts = tie_features(problem), np.asarray(problem.counts)
+    if (number := _labels(counts)) > MOST:
+        raise ValueError(f"K must be smaller to tell all labelled partitions apart: {number} are more than {MOST}")
     points = critical_points(tied)
-    if (number := sum(point.points for point in points)) > MOST:
-        raise ValueError(f"K must be smaller to tell all labelled saddles apart: there are {number}, at most {MOST}")
     of_type = {partition_type(counts, point.partition): point for point in points}
     found = [(of_type[partition_type(counts, p)], p) for p in _labelled(counts) if partition_type(counts, p) in of_type]
     found.sort(key=lambda pair: (pair[0].value, pair[1]))
@@ -73,6 +73,17 @@ def landmarks(problem: Problem) -> Landmarks:
         np.stack([np.asarray(p.H)[:, row] for p, row in zip(x, rows, strict=True)]),
         np.stack([np.asarray(p.b)[row] for p, row in zip(x, rows, strict=True)]),
     )
+
+
+def _labels(counts: np.ndarray) -> int:
+    """How many partitions _labelled lists: a product of Bell numbers, by their triangle."""
+    number = 1
+    for size in np.unique(counts, return_counts=True)[1]:
+        row = [1]
+        for _ in range(int(size) - 1):
+            row = list(itertools.accumulate(row, initial=row[-1]))
+        number *= row[-1]
+    return number
 
 
 def _labelled(counts: np.ndarray) -> Iterator[Partition]:
@@ -118,6 +129,8 @@ def nearest(marks: Landmarks, x: Params) -> tuple[Int[np.ndarray, " T"], Float[n
     """
     W, M, b = (np.asarray(part) for part in (x.W, x.H, x.b))
     n = np.asarray(marks.problem.counts)
+    if not all(np.isfinite(part).all() for part in (W, M, b)):
+        raise ValueError("x must be finite to be near anything; leave out the records after the trajectory's end")
     found = [_distances(marks, n, *point) for point in zip(W, M, b, strict=True)]
     index = np.argmin(found, axis=1)
     return index, np.take_along_axis(np.asarray(found), index[:, None], axis=1)[:, 0]

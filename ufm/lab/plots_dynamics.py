@@ -12,6 +12,7 @@ from ufm.lab.records import read_json
 MEASURED: dict[str, Any] = {"lw": 1.2}
 PREDICTED: dict[str, Any] = {"color": "black", "ls": "--", "lw": 1.2}
 REST = "0.88"  # grey of a plateau
+HUGE = 1e30  # what diverges leaves the picture there
 STEEPEST, RANDOM = "tab:blue", "tab:orange"
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -57,7 +58,7 @@ def _course_title(summary: Row) -> str:
 
 
 def _line(axes: Axes, step: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:
-    shown = (step > 0) & np.isfinite(values) & (values > 0)
+    shown = (step > 0) & (values > 0) & (values < HUGE)
     label = label if shown.any() else f"{label}: zero"
     axes.loglog(step, np.where(shown, values, np.nan), label=label, **MEASURED | style)
 

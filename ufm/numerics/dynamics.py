@@ -21,9 +21,10 @@ ROUNDINGS = 16  # units of f's last place by which a value that has not changed 
 class Fate(enum.IntEnum):
     """How a trajectory ended.
 
-    STILL: f is what it was at the start, to rounding; what starts on a critical point never leaves it. DIVERGED: f
-    ended above its start, as with steps that are too large. NOT_FINITE: the point was inf or NaN at a record, or f was
-    at the start or the end. STEP_LIMIT: a flow ran out of steps before its time, f being too stiff for them.
+    STILL: f is what it was at the start, to rounding, as from a critical point (a saddle amplifies rounding errors, and
+    is left at last). DIVERGED: f ended above its start, as with steps that are too large. NOT_FINITE: the point was inf
+    or NaN at a record, or f was at the start or the end. STEP_LIMIT: a flow ran out of steps before its time: f is too
+    stiff for them, or it runs off to infinity before.
     """
 
     DESCENDED = 0

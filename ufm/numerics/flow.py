@@ -121,7 +121,8 @@ def _flow(
     event = jnp.where(solution.event_mask, jnp.argmin(ahead(x)), -1) if events else jnp.array(-1)
     observed = jax.vmap(masked)(solution.ys[1], (at <= end) & is_finite(params)) if at.size else None
     spent = solution.result == diffrax.RESULTS.max_steps_reached
-    fate = jnp.where(spent, Fate.STEP_LIMIT, judge(fun(params), value, is_finite((x, end))))
+    fate = judge(fun(params), value, is_finite((x, end)))
+    fate = jnp.where(spent & (fate != Fate.NOT_FINITE), Fate.STEP_LIMIT, fate)
     return Flow(x, value, end, fate, event, at, observed)
 
 
@@ -140,9 +141,14 @@ def distance(x: PyTree, centre: PyTree) -> Float[Array, ""]:
     return optax.tree.norm(jax.tree.map(jnp.subtract, x, centre))
 
 
+def gradient_norm(fun: Callable[[PyTree], Float[Array, ""]], x: PyTree) -> Float[Array, ""]:
+    """‖∇fun(x)‖, Euclidean over all leaves."""
+    return optax.tree.norm(jax.grad(fun)(x))
+
+
 def _log_distance(centre: PyTree, radius: Any, x: PyTree) -> Array:
     return jnp.log(jnp.maximum(distance(x, centre), jnp.finfo(float).tiny) / radius)
 
 
 def _log_gradient(fun: Partial, tol: Any, x: PyTree) -> Array:
-    return jnp.log(optax.tree.norm(jax.grad(fun)(x)) / tol)
+    return jnp.log(gradient_norm(fun, x) / tol)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.scipy.special import digamma, polygamma
 from jaxtyping import Array, Float, Num
 
+from ufm.model.padding import check_unpadded
 from ufm.model.problem import Problem, tie_features
 from ufm.theory.duality import sample_gradient
 from ufm.theory.optimum import origin_logits
@@ -47,6 +48,11 @@ def _larger(a: Array, p: Array, root: Array) -> Array:
     return jnp.where(p > 0, 2 * a / jnp.where(p + root > 0, p + root, 1), (root - p) / 2)
 
 
+def _log_of_excess(e: Array) -> Array:
+    """log |1 + e|, to full accuracy near 0."""
+    return jnp.where(e > -0.5, jnp.log1p(jnp.maximum(e, -0.5)), jnp.log(jnp.abs(1 + e)))
+
+
 def log_factor(curvature: Real, method: Method) -> Float[Array, "..."]:
     """log max |z±|: by what a step adds to the log distance along an eigenvector of this curvature, asymptotically.
 
@@ -58,7 +64,8 @@ def log_factor(curvature: Real, method: Method) -> Float[Array, "..."]:
     square = p**2 + 4 * a
     root = jnp.sqrt(jnp.maximum(square, 0))
     product = method.momentum * (1 + a if method.nesterov else 1)  # of the roots
-    real = jnp.maximum(jnp.log1p(_larger(a, p, root)), jnp.log(jnp.abs(1 - (p + root) / 2)))
+    larger, smaller = _larger(a, p, root), -(p + root) / 2
+    real = jnp.maximum(_log_of_excess(larger), _log_of_excess(smaller))
     return jnp.where(square >= 0, real, jnp.log(jnp.abs(product)) / 2)
 
 
@@ -136,7 +143,7 @@ def step_limit(largest: Real, method: Method) -> Float[Array, "..."]:
     Source: THEORY 1.3 for gradient descent; derived for this project.
     """
     beta = method.momentum
-    return jnp.asarray(2 * (1 + beta) / ((1 + 2 * beta if method.nesterov else 1) * largest))
+    return 2 * (1 + beta) / ((1 + 2 * beta if method.nesterov else 1) * jnp.asarray(largest))
 
 
 def terminal_rate(spectrum: Spectrum, method: Method) -> Float[Array, ""]:
@@ -168,7 +175,7 @@ class Separation(eqx.Module):
     Attributes:
         curvatures: λ_min of each contrast at the origin, ascending; a contrast grows where it is negative.
         contrasts: a column for each, unit: the left singular vectors of ∇_Z g at W = H = 0 and the best bias.
-        sizes: the class sizes that it tells apart, Σ_k u_k² n_k.
+        sizes: Σ_k u_k² n_k, the size of the classes where a contrast is within one size.
     """
 
     curvatures: Float[Array, " contrasts"]
@@ -186,6 +193,7 @@ def separation(problem: Problem) -> Separation:
 
     Source: THEORY 1.4, 1.5; the order and its condition derived for this project.
     """
+    check_unpadded(problem)
     tied = tie_features(problem)
     G = sample_gradient(tied, tied.loss.residual(origin_logits(tied), tied.Y))
     U, sigma, _ = jnp.linalg.svd(jnp.asarray(G))

@@ -16,6 +16,7 @@ from ufm.lab.optimisers import MOMENTUM, optimiser
 from ufm.lab.optimum import global_minimiser, optimal_value
 from ufm.model.problem import Params, Problem, balanced, imbalanced, init, objective
 from ufm.numerics.dynamics import descend
+from ufm.numerics.flow import gradient_norm
 from ufm.theory.atlas import coarse_etf
 from ufm.theory.optimum import origin
 from ufm.theory.rates import Method, escape_steps, log_factor, separation, terminal_rate
@@ -90,23 +91,20 @@ def arrival(full: bool) -> Cases:
 
 def _slope(problem: Problem, near: Params, method: Method, steps: float) -> float:
     every = int(steps) // 200 + 1
+    fun = Partial(objective, problem)
     found = descend(
-        Partial(objective, problem), near, optax.sgd(method.eta, method.momentum), 200 * every,
-        observe=Partial(_gradient_norm, problem), every=every,
+        fun, near, optax.sgd(method.eta, method.momentum), 200 * every,
+        observe=Partial(gradient_norm, fun), every=every,
     )  # fmt: skip
     norm = np.asarray(found.observed) / float(found.observed[0])
     used = np.flatnonzero((norm < 1e-8) & (norm > 1e-11))
     return float(np.polyfit(every * used, np.log(norm[used]), 1)[0])
 
 
-def _gradient_norm(problem: Problem, x: Params) -> Array:
-    return optax.tree.norm(jax.grad(partial(objective, problem))(x))
-
-
 @claim(
     "NC0 of gradient descent",
-    "the sum of the rows of W shrinks by exactly 1 − ηλ_W a step of gradient descent, with momentum by the larger root "
-    "at curvature λ_W, whatever the rest does: cross-entropy's gradient has column sums zero",
+    "the sum of W's rows shrinks by exactly 1 − ηλ_W a step of gradient descent, with momentum β in the end by the "
+    "larger root at curvature λ_W where it is real, ηλ_W < (1−√β)²: ∇g has column sums zero, whatever the point",
     "derived for this project; zhao2026 observes NC0 → 0 exponentially for SGD (THEORY 5.10)",
     1e-9,
 )
