@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ufm import Params, Problem, balanced, hessian_spectrum, imbalanced, init, optimal_value
+from ufm import Params, Problem, balanced, critical_points, hessian_spectrum, imbalanced, init, optimal_value
 from ufm.lab.courses import course, rests
 from ufm.lab.escapes import random_start
+from ufm.lab.landscape import atlas_rows
 from ufm.lab.optimisers import optimiser
 from ufm.lab.paths import landmarks, nearest
-from ufm.lab.plots_rates import draw_journeys
+from ufm.lab.plots_rates import draw_fall, draw_journeys
 from ufm.lab.records import write_run
 from ufm.theory.escape import predicted_curvature
 from ufm.theory.imbalance import minority_threshold
@@ -33,7 +34,7 @@ class Config:
     """Two journeys of gradient descent: unequal classes from near zero, and equal classes from a tied start."""
 
     out: tyro.conf.Positional[Path]
-    """New folder for the record and journeys.png."""
+    """New folder for the record, journeys.png and fall.gif."""
     counts: tuple[int, ...] = (30, 30, 30, 1, 1)
     """Class sizes of the first journey."""
     lams: tuple[float, float] = (1e-2, 1e-3)
@@ -46,9 +47,9 @@ class Config:
     """Its K√n s, with λ_W = λ_H."""
     splits: tuple[float, ...] = (1e-4, 1e-8, 1e-13)
     """Its start: differences between 012 and 345; between 0 and 12; between all others."""
-    steps: int = 20_000
+    steps: int = 15_000
     """Of each."""
-    every: int = 10
+    every: int = 5
     """Steps between records."""
     seed: int = 0
     """Of the starts."""
@@ -62,13 +63,16 @@ def main(config: Config) -> Path:
     s = config.load / (config.K * 2**0.5)
     equal = balanced(config.K, 2, config.K + 2, lam_W=s, lam_H=s)
     starts = random_start(unequal, origin(unequal), config.scale, key), _tied_start(equal, config, key)
-    journeys, arrays = [], {}
+    journeys, arrays, ways = [], {}, {}
     for name, problem, x in zip(("unequal", "tied"), (unequal, equal), starts, strict=True):
-        journey, kept = _journey(config, problem, x)
+        journey, kept, ways[name] = _journey(config, problem, x)
         journeys.append({"name": name} | journey)
         arrays |= {f"{name} {key}": value for key, value in kept.items()}
-    folder = write_run(config.out, config, {"journeys": journeys}, arrays, start=start)
+    atlas = atlas_rows(critical_points(equal))
+    arrays |= _frames(equal, ways["tied"], [row["groups"] for row in atlas])
+    folder = write_run(config.out, config, {"journeys": journeys, "atlas": atlas}, arrays, start=start)
     draw_journeys(folder)
+    draw_fall(folder)
     return folder
 
 
@@ -84,8 +88,21 @@ def _tied_start(problem: Problem, config: Config, key: Any) -> Params:
     return x
 
 
-def _journey(config: Config, problem: Problem, x: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is passed on the way down, and when each contrast of classes grows."""
+def _frames(problem: Problem, kept: dict[str, np.ndarray], atlas: list[str]) -> dict[str, np.ndarray]:
+    """The way down to f − f* = 1e-6: step, f, classifier, and which kind of saddle of the atlas is nearest."""
+    marks, excess = landmarks(problem), kept["value"] - float(optimal_value(problem))
+    used = slice(0, int(np.flatnonzero(excess > 1e-6).max()) + 1)
+    index, _ = nearest(marks, Params(*(jnp.asarray(kept[name][used]) for name in ("W", "M", "b"))))
+    kinds = ["+".join(map(str, sorted(map(len, partition), reverse=True))) for partition in marks.partitions]
+    near = np.array([atlas.index(kinds[i]) for i in index])
+    return {"frame step": kept["step"][used], "frame value": kept["value"][used], "frame W": kept["W"][used],
+            "frame nearest": near}  # fmt: skip
+
+
+def _journey(
+    config: Config, problem: Problem, x: Params
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What is passed on the way down, and when each contrast of classes grows; what to keep of the way; the way."""
     eta = STEP / float(hessian_spectrum(problem, "origin").eigenvalues.max())
     end, kept = course(problem, optimiser(problem, "sgd", eta), x, config.steps, every=config.every)
     excess = float(end.value - optimal_value(problem))
@@ -99,7 +116,7 @@ def _journey(config: Config, problem: Problem, x: Params) -> tuple[dict[str, Any
     journey = {"eta": eta, "excess": excess, "passed": passed, "contrasts": contrasts}
     journey |= {"landmarks": marks.names, "landmark_values": marks.values, "optimum": float(optimal_value(problem))}
     names = ("step", "value", "grad_norm", "gap", "nc0", "nc1", "nc2", "nc3")
-    return journey, {name: kept[name] for name in names} | {"nearest": index, "distance": away}
+    return journey, {name: kept[name] for name in names} | {"nearest": index, "distance": away}, kept
 
 
 def _contrasts(problem: Problem, x: Params, kept: dict[str, np.ndarray], method: Method) -> list[dict[str, Any]]:

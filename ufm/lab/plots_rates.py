@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -101,7 +102,7 @@ def _journey(axes: Axes, journey: Row, kept: dict[str, np.ndarray]) -> None:
     axes.set(yscale="log", xlabel="step", ylabel="nats; gradient norm", xlim=(0, step[excess > 1e-8].max()))
     axes.set_ylim(1e-8, 3 * max(excess.max(), kept["grad_norm"].max()))
     axes.set_title(f"{journey['name']} start", loc="right", fontsize=10)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _rest_name(saddle: Row | None) -> str:
@@ -109,6 +110,50 @@ def _rest_name(saddle: Row | None) -> str:
         return "no critical point"
     kind = "" if saddle["known"] else ", no partition saddle" if saddle["rank"] else ", origin"
     return f"{saddle['partition'].replace(' ', '|')}, index {saddle['index']}{kind}"
+
+
+def draw_fall(folder: Path) -> Path:
+    """fall.gif: the tied start on its way down; rows of W in the plane of its end, and f among the atlas's saddles."""
+    atlas = read_json(folder / "summary.json")["atlas"]
+    with np.load(folder / "arrays.npz") as arrays:
+        step, value, W, near = (arrays[f"frame {name}"] for name in ("step", "value", "W", "nearest"))
+    return animate_fall(atlas, step, value, W, near, folder / "fall.gif")
+
+
+def animate_fall(
+    atlas: list[Row], step: np.ndarray, value: np.ndarray, W: np.ndarray, near: np.ndarray, path: Path
+) -> Path:
+    """A GIF of a trajectory among the partition saddles, a frame a record.
+
+    Args:
+        atlas: rows with groups, index and value, as landscape.atlas_rows makes them.
+        step: of every frame.
+        value: f at every frame.
+        W: classifiers, frames × K × d; shown in the plane of the last one's first two principal axes.
+        near: row of the atlas that is nearest.
+        path: of the GIF.
+    """
+    plane = W @ np.linalg.svd(W[-1])[2][:2].T
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    rows, energies = figure.subplots(1, 2)
+    reach = 1.15 * np.abs(plane).max()
+    rows.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title="rows of W", xticks=[], yticks=[])
+    dots = rows.scatter(*plane[0].T, c=[f"C{k}" for k in range(W.shape[1])], s=60, alpha=0.8)
+    energies.plot([p["index"] for p in atlas], [p["value"] for p in atlas], "o", color="0.6", ms=5)
+    ring = energies.plot([], [], "o", mfc="none", mec="C3", ms=12, label="nearest")[0]
+    level = energies.axhline(value[0], color="C0", lw=1, label="f of the trajectory")
+    energies.set(xlabel="Morse index", ylabel="f, nats", title=" ")
+    energies.legend(fontsize=8, loc="lower right")
+
+    def show(i: int) -> list[Any]:
+        dots.set_offsets(plane[i])
+        level.set_ydata([value[i], value[i]])
+        ring.set_data([atlas[near[i]]["index"]], [atlas[near[i]]["value"]])
+        energies.set_title(f"step {step[i]}, nearest saddle {atlas[near[i]]['groups']}", fontsize=10)
+        return [dots, level, ring]
+
+    FuncAnimation(figure, show, frames=len(step)).save(path, writer=PillowWriter(fps=10), dpi=70)
+    return path
 
 
 SHOWN = {"excess": "f − f*, nats", "nc0": "NC0", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
