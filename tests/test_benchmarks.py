@@ -136,7 +136,7 @@ def test_a_quick_run_reaches_what_it_states_and_records_what_made_it(tmp_path, h
         assert float(timed[f"ufm.sweep of {name}"]["note"].split()[-1]) < TOL
     assert timed["resumed, finished"]["prepare"] == 0
     missing = [row["note"] for row in record["rows"] if row["seconds"] is None]
-    lacking = ["not installed"] * [*COUNTERS.values()].count(None) + ["torch not installed"] * 5 * (not HAS_TORCH)
+    lacking = ["not installed"] * [*COUNTERS.values()].count(None) + ["torch not installed"] * 6 * (not HAS_TORCH)
     assert sorted(missing) == lacking
 
 

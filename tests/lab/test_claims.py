@@ -11,7 +11,7 @@ from ufm.lab import atlas as lab_atlas
 from ufm.lab import grid as lab_grid
 from ufm.lab import program
 from ufm.lab.census import Census, Orbit
-from ufm.lab.claims import REGISTRY, balanced, diagrams, grid, imbalanced, landscape, saddles
+from ufm.lab.claims import REGISTRY, balanced, diagrams, dynamics, grid, imbalanced, landscape, saddles
 from ufm.lab.claims.claim import Claim, check, claim
 from ufm.model.problem import Params
 from ufm.theory import atlas, certificate, duality, elimination, spectrum
@@ -40,7 +40,8 @@ def test_every_statement_of_the_specification_is_there():
     for statement in ("optimum", "Unique", "zero", "Balance", "gap is sound", "both sides", "Escape curvature",
                       "Origin's curvature", "Minority collapse", "SELI, logarithmically", "NC1 to NC4",
                       "Whole spectrum", "144 down, 99 flat", "Partition saddles", "index d(K−m)", "elimination",
-                      "no partitions", "Steepest everywhere alike"):  # fmt: skip
+                      "no partitions", "Steepest everywhere alike", "Escape times", "Terminal rate", "NC0",
+                      "part on time", "decoupled decay"):  # fmt: skip
         assert any(statement in name for name in names), statement
     for found in REGISTRY:
         assert "THEORY" in found.source or "20" in found.source
@@ -247,6 +248,11 @@ MUTANTS = {
         landscape.other_saddles, landscape, "opposed_norm", _remembering,
     ),
     "steepest curvature by 1e-6": (landscape.steepest_alike, landscape, "predicted_curvature", _scaled(1 + 1e-6)),
+    "escape times by 2 %": (dynamics.escape_times, dynamics, "escape_steps", _scaled(1.02)),
+    "terminal rate by 2 %": (dynamics.arrival, dynamics, "terminal_rate", _scaled(1.02)),
+    "decay of NC0 by 1e-8": (dynamics.nc0_decay, dynamics, "log_factor", _scaled(1 + 1e-8)),
+    "rate of parting by 4 %": (dynamics.parting, dynamics, "log_factor", _scaled(1.04)),
+    "f* of the lighter model by 1e-8": (dynamics.decoupled_decay, dynamics, "optimal_value", _scaled(1 + 1e-8)),
     "λ_W of padded problems by 1e-9": (diagrams.padding, lab_grid, "padded", _weighted),
     "threshold of the diagram by 2": (diagrams.minority_diagram, diagrams, "minority_threshold", _scaled(2)),
     "the atlas's least eigenvalue by 1e-6": (

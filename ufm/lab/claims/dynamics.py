@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def escape_times(full: bool) -> Cases:
 
 
 @partial(jax.jit, static_argnums=5)
-def _left(problem: Problem, saddle: Params, starts: Params, eta: float, beta: float, steps: int) -> Array:
+def _left(problem: Problem, saddle: Params, starts: Any, eta: Any, beta: Any, steps: int) -> Array:
     return jax.vmap(lambda x: departure(problem, saddle, x, RADIUS, Method(eta, beta), steps).time)(starts)
 
 
