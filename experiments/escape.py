@@ -56,9 +56,7 @@ class Config:
     loads: tuple[float, ...] = (3e-4, 3e-3, 3e-2, 3e-1)
     """K√n s, of which 1 is the threshold; s = √(λ_Wλ_H)."""
     ratio: float = 4.0
-    """λ_W/λ_H at the saddles."""
-    optima: tuple[int, ...] = (2, 4, 10, 20, 50, 100)
-    """K of the optima to arrive at, with λ_W = λ_H."""
+    """λ_W/λ_H at the saddles; at the optima of the same K to arrive at it is 1."""
     terminal_momenta: tuple[float, ...] = (0.5, 0.9)
     """β there, besides none: with 0.5 the slowest root is real for small λ, with 0.9 it is complex."""
     n: int = 2
