@@ -27,7 +27,6 @@ TINY = {
         "distances": (1e-6,),
         "etas": (0.3,),
         "momenta": (0.0,),
-        "optima": (2,),
         "terminal_momenta": (),
         "random": 3,
     },
