@@ -74,7 +74,12 @@ def steepest_start(problem: Problem, saddle: Params, size: float | Array) -> Par
 
 
 def random_start(problem: Problem, saddle: Params, size: float | Array, key: Key[Array, ""]) -> Params:
-    """The point at this distance from a saddle in an isotropic random direction of all variables."""
+    """The point at this distance from a saddle in an isotropic random direction of all variables.
+
+    Raises:
+        ValueError: as steepest_start does.
+    """
+    _check_columns(problem)
     keys = jax.tree.unflatten(jax.tree.structure(saddle), jax.random.split(key, 3))
     v = jax.tree.map(lambda x, k: jax.random.normal(k, jnp.shape(x)), saddle, keys)
     v = v if problem.use_bias else eqx.tree_at(lambda p: p.b, v, 0 * v.b)
